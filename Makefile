@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CORES := $(shell nproc)
+# The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
+export BERTH_CACHE ?= $(HOME)/.cache/berth
+
+.PHONY: demo test check format lock clean help
+
+help:
+	@echo "make demo    set up, measure a tiny model against a real vLLM server on this CPU, draw figures"
+	@echo "make test    set up and run every check and test"
+	@echo "make check   linters, types, formats"
+	@echo "make format  rewrite sources in the project's format"
+	@echo "make lock    resolve the locked requirements anew"
+	@echo "make clean   remove results and environments of this checkout ($(BERTH_CACHE) stays)"
+
+$(VENV)/.ready: requirements.lock pyproject.toml tools/make-venv.sh
+	tools/make-venv.sh $(VENV) requirements.lock
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-dev.lock
+	touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/snakemake --profile profiles/local
+	@echo "Figures: results/figures/local/, results/figures/fig9, fig10, fig12. One row per point: results/tidy/points.csv"
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+test: check
+	$(BIN)/pytest
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/snakefmt Snakefile workflow
+
+lock: $(VENV)/.ready-dev
+	tools/lock.sh
+
+clean:
+	rm -rf $(VENV) results .snakemake

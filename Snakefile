@@ -1,0 +1,62 @@
+# Berth: a model from the hub to the object store, a containerised server on the cluster at hand, a sweep of the maximum
+# request concurrency, and figures. `snakemake --profile profiles/local` runs the whole chain on this machine.
+#
+# Inputs: config/ (see config/README.md). Outputs: results/ (see docs/architecture.md).
+
+from snakemake.utils import min_version
+
+# Older versions keep temporary markers of failed points and know no checksum of small inputs.
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+
+
+localrules:
+    all,
+    points,
+    figures,
+
+
+rule all:
+    input:
+        # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
+        point_files(PLAN.missing),
+        figure_files(),
+    default_target: True
+
+
+rule points:
+    input:
+        point_files(PLAN.missing),
+
+
+rule figures:
+    input:
+        figure_files(),
+
+
+include: "workflow/rules/model.smk"
+include: "workflow/rules/store.smk"
+include: "workflow/rules/image.smk"
+include: "workflow/rules/bench.smk"
+include: "workflow/rules/figures.smk"
+
+
+onsuccess:
+    end_run(PLAN)
+
+
+onerror:
+    end_run(PLAN)
+    print(
+        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
+        "The same command measures what is still missing; "
+        "`snakemake figures --config partial=true` draws what there is."
+    )

@@ -1,0 +1,191 @@
+"""The types of the configuration; parse.py makes them from YAML, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Hugging Face repository at a pinned commit, or a model that is generated from a seed."""
+
+    name: str
+    source: Literal["hub", "generate"]
+    repo: str
+    revision: str | None = None
+    description: str = ""
+    licence: str = ""
+    gated: bool = False
+    weights_bytes: int = 0
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+    seed: int = 0
+    vocab_size: int = 4096
+    hidden_size: int = 128
+    layers: int = 2
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this model: part of every spec."""
+        if self.source == "hub":
+            return {"repo": self.repo, "revision": self.revision}
+        return {
+            "repo": self.repo,
+            "generated": {
+                "seed": self.seed,
+                "vocab_size": self.vocab_size,
+                "hidden_size": self.hidden_size,
+                "layers": self.layers,
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A ShareGPT-format file: from the hub, pinned by commit and SHA-256, or generated from a seed."""
+
+    name: str
+    source: Literal["hub", "generate"]
+    description: str = ""
+    repo: str = ""
+    filename: str = ""
+    revision: str = ""
+    sha256: str = ""
+    count: int = 0
+    seed: int = 0
+    scale: float = 1.0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes it this dataset: part of every spec."""
+        if self.source == "hub":
+            return {"name": self.name, "repo": self.repo, "filename": self.filename, "sha256": self.sha256}
+        return {"name": self.name, "generated": {"count": self.count, "seed": self.seed, "scale": self.scale}}
+
+
+@dataclass(frozen=True)
+class Store:
+    """The object store of a platform."""
+
+    kind: Literal["embedded", "s3"]
+    bucket: str
+    endpoint_url: str = ""
+    region: str = "us-east-1"
+    prefix: str = ""
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+
+
+@dataclass(frozen=True)
+class RecipeSettings:
+    """What a platform sets for one recipe, and why."""
+
+    reason: str
+    args: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """The accelerators of a node."""
+
+    kind: Literal["cuda", "rocm", "cpu"]
+    name: str
+    per_node: int
+    memory_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Platform:
+    """One cluster."""
+
+    name: str
+    label: str
+    accelerator: Accelerator
+    nodes: int
+    scheduler: Literal["local", "slurm", "flux", "kubernetes"]
+    runtime: Literal["process", "podman", "apptainer", "kubernetes"]
+    models_dir: str
+    images_dir: str
+    scratch_dir: str
+    store: Store
+    host: str
+    ports: tuple[int, int]
+    recipes: dict[str, RecipeSettings] = field(default_factory=dict)
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Model x recipe x platform, with its parallelism and serving arguments."""
+
+    name: str
+    model: str
+    recipe: str
+    platform: str
+    version: str
+    nodes: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    args: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str | None] = field(default_factory=dict)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is asked of a server."""
+
+    name: str
+    dataset: str
+    num_prompts: int
+    seed: int
+    concurrency: tuple[int, ...]
+    request_rate: float | Literal["inf"] = "inf"
+    temperature: float | None = 0.0
+    ignore_eos: bool = False
+    warm_up_prompts: int = 16
+    validity: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Deployments x a benchmark x a number of runs."""
+
+    name: str
+    title: str
+    deployments: tuple[str, ...]
+    benchmark: str
+    runs: dict[str, int]
+    restarts: int = 1
+    published: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """How long a sweep waits, in seconds, and how its client runs."""
+
+    stall_s: float = 600.0
+    point_stall_s: float = 300.0
+    stop_grace_s: float = 20.0
+    lease_stale_s: float = 120.0
+    client_mode: Literal["auto", "warm", "process"] = "auto"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration."""
+
+    platform: str
+    models: dict[str, Model]
+    datasets: dict[str, Dataset]
+    platforms: dict[str, Platform]
+    deployments: dict[str, Deployment]
+    benchmarks: dict[str, Benchmark]
+    experiments: dict[str, Experiment]
+    sweep: SweepSettings
+    results: str = "results"
+    config_dir: str = "config"
+    published_dir: str = "data/published"
+    partial: bool = False
+    select: tuple[str, ...] = ()

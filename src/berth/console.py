@@ -1,0 +1,37 @@
+"""What the scripts of the workflow share: a log for people, and errors without a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from berth.errors import BerthError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def script(log: str) -> Iterator[None]:
+    """Log to the terminal and to a file; end with exit code 1 and one message on a BerthError."""
+    path = Path(log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    formatter = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    terminal, file = logging.StreamHandler(sys.stderr), logging.FileHandler(path)
+    logger = logging.getLogger("berth")
+    logger.setLevel(logging.INFO)
+    for handler in (terminal, file):
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
+    try:
+        yield
+    except BerthError as error:
+        logger.error("ERROR: %s", error)  # noqa: TRY400  # The message is written for its reader; a traceback hides it.
+        sys.exit(1)
+    finally:
+        for handler in (terminal, file):
+            logger.removeHandler(handler)
+            handler.close()

@@ -1,0 +1,185 @@
+"""Configuration files into the types of config.py, with one clear error for what is wrong."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from berth._schema import check, load_yaml, nearest
+from berth.config import (
+    Accelerator,
+    Benchmark,
+    Config,
+    Dataset,
+    Deployment,
+    Experiment,
+    Model,
+    Platform,
+    RecipeSettings,
+    Store,
+    SweepSettings,
+)
+from berth.errors import BerthError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def load_config(raw: dict[str, Any], root: Path) -> Config:
+    """The validated configuration.
+
+    `raw` is config/config.yaml with the profile's and the command line's settings merged in, as Snakemake hands it
+    over. `root` is the working directory, to which config_dir is relative.
+
+    Raises:
+        BerthError: names file, key, value, what is allowed and what to do.
+    """
+    raw = _without_none(raw)
+    check(raw, "config", "config/config.yaml (or --config, or the profile)")
+    folder = root / raw.get("config_dir", "config")
+    models = {name: _model(name, value) for name, value in _folder(folder / "models", "model").items()}
+    datasets = {name: _dataset(name, value) for name, value in _folder(folder / "datasets", "dataset").items()}
+    platforms = {name: _platform(name, value) for name, value in _folder(folder / "platforms", "platform").items()}
+    recipes = sorted(path.stem for path in (folder / "recipes").glob("*.yaml"))
+    deployments = {name: Deployment(name=name, **value) for name, value in raw["deployments"].items()}
+    benchmarks = {name: _benchmark(name, value) for name, value in raw["benchmarks"].items()}
+    experiments = {name: _experiment(name, value) for name, value in raw["experiments"].items()}
+    config = Config(
+        platform=raw["platform"],
+        models=models,
+        datasets=datasets,
+        platforms=platforms,
+        deployments=deployments,
+        benchmarks=benchmarks,
+        experiments=experiments,
+        sweep=SweepSettings(**raw.get("sweep", {})),
+        results=raw.get("results", "results").rstrip("/"),
+        config_dir=raw.get("config_dir", "config"),
+        published_dir=raw.get("published_dir", "data/published"),
+        partial=str(raw.get("partial", False)).lower() == "true",
+        select=tuple(raw.get("select", ())),
+    )
+    _check_references(config, recipes)
+    return config
+
+
+def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
+    # An empty section in YAML is null; it means the same as leaving it out.
+    return {key: value for key, value in raw.items() if value is not None}
+
+
+def _folder(folder: Path, schema: str) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        value = load_yaml(path)
+        check(value, schema, str(path))
+        found[path.stem] = value
+    if not found:
+        raise BerthError(f"{folder}: no *.yaml file here. Add at least one {schema}, or correct config_dir.")
+    return found
+
+
+def _model(name: str, value: dict[str, Any]) -> Model:
+    patterns = {key: tuple(value.get(key, ())) for key in ("allow_patterns", "ignore_patterns")}
+    return Model(name=name, **{**value, **patterns})
+
+
+def _dataset(name: str, value: dict[str, Any]) -> Dataset:
+    return Dataset(name=name, **value)
+
+
+def _platform(name: str, value: dict[str, Any]) -> Platform:
+    file = f"config/platforms/{name}.yaml"
+    ports = value["server"]["ports"]
+    if ports[0] > ports[1]:
+        raise BerthError(f"{file}: server.ports: {ports} is no range; the first port must not exceed the last.")
+    return Platform(
+        name=name,
+        label=value["label"],
+        description=value.get("description", ""),
+        accelerator=Accelerator(**value["accelerator"]),
+        nodes=value["nodes"],
+        scheduler=value["scheduler"],
+        runtime=value["runtime"],
+        models_dir=value["paths"]["models"],
+        images_dir=value["paths"]["images"],
+        scratch_dir=value["paths"]["scratch"],
+        store=Store(**value["store"]),
+        host=value["server"]["host"],
+        ports=(ports[0], ports[1]),
+        recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
+    )
+
+
+def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
+    levels = value["concurrency"]
+    duplicates = sorted({level for level in levels if levels.count(level) > 1})
+    where = f"config/config.yaml: benchmarks.{name}"
+    if duplicates:
+        raise BerthError(f"{where}.concurrency: {duplicates[0]} stands twice. Every level is one point; remove one.")
+    rate = value.get("request_rate", "inf")
+    if rate != "inf" and (isinstance(rate, str) or rate <= 0):
+        raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
+    return Benchmark(name=name, **{**value, "concurrency": tuple(sorted(levels))})
+
+
+def _experiment(name: str, value: dict[str, Any]) -> Experiment:
+    where = f"config/config.yaml: experiments.{name}"
+    deployments = tuple(value["deployments"])
+    if len(set(deployments)) != len(deployments):
+        raise BerthError(f"{where}.deployments: a deployment stands twice. Use runs to measure it more than once.")
+    runs = value["runs"]
+    if isinstance(runs, int):
+        runs = dict.fromkeys(deployments, runs)
+    if set(runs) != set(deployments):
+        wrong = min(set(runs) ^ set(deployments))
+        raise BerthError(f'{where}.runs: "{wrong}" must stand both here and in deployments. Give a number for each.')
+    published = tuple(value.get("published", ()))
+    for item in published:
+        if not re.fullmatch(r"[^/]+/[^/]+", item):
+            raise BerthError(f'{where}.published: "{item}" is not allowed. Write SET/FIGURE, as in beltre2025/fig9.')
+    return Experiment(name=name, **{**value, "deployments": deployments, "runs": runs, "published": published})
+
+
+def _check_references(config: Config, recipes: list[str]) -> None:
+    where = "config/config.yaml"
+    _known(config.platform, config.platforms, f"{where}: platform", "platform")
+    for name in config.select:
+        _known(name, config.experiments, f"{where}: select", "experiment")
+    for deployment in config.deployments.values():
+        at = f"{where}: deployments.{deployment.name}"
+        _known(deployment.model, config.models, f"{at}.model", "model")
+        _known(deployment.recipe, recipes, f"{at}.recipe", "recipe")
+        _known(deployment.platform, config.platforms, f"{at}.platform", "platform")
+        _check_fits(deployment, config.platforms[deployment.platform], at)
+    for benchmark in config.benchmarks.values():
+        _known(benchmark.dataset, config.datasets, f"{where}: benchmarks.{benchmark.name}.dataset", "dataset")
+    for experiment in config.experiments.values():
+        at = f"{where}: experiments.{experiment.name}"
+        for name in experiment.deployments:
+            _known(name, config.deployments, f"{at}.deployments", "deployment")
+        _known(experiment.benchmark, config.benchmarks, f"{at}.benchmark", "benchmark")
+    for platform in config.platforms.values():
+        for recipe in platform.recipes:
+            _known(recipe, recipes, f"config/platforms/{platform.name}.yaml: recipes", "recipe")
+
+
+def _known(name: str, known: Any, where: str, what: str) -> None:
+    if name not in known:
+        names = sorted(known)
+        raise BerthError(f'{where}: there is no {what} "{name}".{nearest(name, names)} Known: {", ".join(names)}.')
+
+
+def _check_fits(deployment: Deployment, platform: Platform, at: str) -> None:
+    if deployment.nodes > platform.nodes:
+        raise BerthError(
+            f"{at}.nodes: {deployment.nodes} nodes, but platform {platform.name} gives a job at most {platform.nodes}."
+        )
+    ranks = deployment.tensor_parallel * deployment.pipeline_parallel
+    accelerators = deployment.nodes * platform.accelerator.per_node
+    if ranks > accelerators:
+        raise BerthError(
+            f"{at}: tensor_parallel {deployment.tensor_parallel} x pipeline_parallel {deployment.pipeline_parallel} = "
+            f"{ranks} ranks, but {deployment.nodes} node(s) of {platform.name} have {accelerators} "
+            f"{platform.accelerator.name}. Lower the parallelism or raise nodes."
+        )

@@ -1,0 +1,207 @@
+"""What is to be measured: configuration and what exists become runs, points and missing points. Reads, never writes."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from berth.coordinates import PointId, RunId, parse_point
+from berth.errors import BerthError
+from berth.published import list_published
+from berth.record import peek
+from berth.spec import Definition, define
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from berth.config import Benchmark, Config, Deployment, Experiment
+
+FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
+# Published sets hold one number per point: output tokens per second.
+PUBLISHED_KINDS = ("output_throughput",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run that this platform can measure."""
+
+    id: RunId
+    experiment: Experiment
+    deployment: Deployment
+    benchmark: Benchmark
+    definition: Definition
+
+    @property
+    def points(self) -> tuple[PointId, ...]:
+        """Its points, by rising concurrency."""
+        return tuple(self.id.point(level) for level in self.benchmark.concurrency)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that rules ask; made once while the Snakefile is read."""
+
+    config: Config
+    root: Path
+    runs: dict[str, Run]
+    existing: frozenset[str]
+    spooled: frozenset[str]
+    attempts: dict[str, int] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+
+    @cached_property
+    def missing(self) -> frozenset[str]:
+        """Keys of the points that are asked for, can be measured here and are not in results."""
+        if self.config.partial:
+            return frozenset()
+        return frozenset(point.key for run in self.runs.values() for point in run.points) - self.existing
+
+    @cached_property
+    def only_missing(self) -> str:
+        """A regular expression for the first wildcard of a point's path that lets missing points pass and no others.
+
+        It looks ahead over the whole key, so that one expression constrains the five wildcards together.
+        """
+        keys = "|".join(re.escape(key) for key in sorted(self.missing))
+        return rf"(?=(?:{keys})\.)[^/]+" if keys else r"(?!)"
+
+    @property
+    def takes_machine(self) -> bool:
+        """True where no scheduler gives a server its own machine."""
+        return self.config.platforms[self.config.platform].scheduler == "local"
+
+    @cached_property
+    def figures(self) -> dict[str, tuple[str, ...]]:
+        """Kinds of figure per experiment that has something to draw."""
+        measured = {run.experiment.name for run in self.runs.values()} if not self.config.partial else set()
+        measured |= {key.split("/", 1)[0] for key in self.existing | set(self.failures)}
+        drawn: dict[str, tuple[str, ...]] = {}
+        for name, experiment in self.config.experiments.items():
+            if self.config.select and name not in self.config.select:
+                continue
+            if name in measured:
+                drawn[name] = FIGURE_KINDS
+            elif experiment.published:
+                drawn[name] = PUBLISHED_KINDS
+        return drawn
+
+    def run(self, experiment: str, platform: str, spec: str, run: str | int) -> Run:
+        """The run at these coordinates.
+
+        Raises:
+            BerthError: the configuration no longer holds it, so it was edited since the job was planned.
+        """
+        key = RunId(experiment, platform, spec, int(run)).key
+        if key not in self.runs:
+            raise BerthError(
+                f"{key}: the configuration does not define this run (any more). "
+                "Configuration that is edited while Snakemake runs changes the plan; start Snakemake again."
+            )
+        return self.runs[key]
+
+    def marker(self, experiment: str, platform: str, spec: str, run: str | int, concurrency: str | int) -> list[str]:
+        """The marker of the sweep that measures a point; none where the point waits in the spool already.
+
+        Every plan takes an attempt number that no marker has yet, so that a marker left by a killed Snakemake is
+        never taken for a sweep of this one.
+        """
+        where = RunId(experiment, platform, spec, int(run))
+        if where.point(int(concurrency)).key in self.spooled:
+            return []
+        return [f"{self.config.results}/sweeps/{where.key}.attempt{self.attempts.get(where.key, 1)}.done"]
+
+    def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
+        """Reference, digest and kind of the image of a recipe's version on a platform."""
+        for run in self.runs.values():
+            deployment = run.deployment
+            if (deployment.platform, deployment.recipe, deployment.version) == (platform, recipe, version):
+                return run.definition.image
+        raise BerthError(f"no deployment on {platform} uses recipe {recipe} {version}.")
+
+
+def make_plan(config: Config, root: Path) -> Plan:
+    """The plan for the platform at hand.
+
+    Raises:
+        BerthError: a deployment cannot be defined, or a file in results is no record that this version can read.
+    """
+    results = root / config.results
+    runs = {run.id.key: run for run in _runs(config, root)}
+    existing = frozenset(_records(results / "points", set(config.experiments)))
+    return Plan(
+        config=config,
+        root=root,
+        runs=runs,
+        existing=existing,
+        spooled=frozenset(_spooled(results / "spool", runs)) - existing,
+        attempts=_attempts(results / "sweeps"),
+        failures=tuple(sorted(_keys(results / "failures", set(config.experiments)))),
+    )
+
+
+def _runs(config: Config, root: Path) -> list[Run]:
+    runs: list[Run] = []
+    if config.partial:
+        return runs
+    for experiment in config.experiments.values():
+        if config.select and experiment.name not in config.select:
+            continue
+        benchmark = config.benchmarks[experiment.benchmark]
+        seen: dict[str, str] = {}
+        for name in experiment.deployments:
+            deployment = config.deployments[name]
+            if deployment.platform != config.platform:
+                continue
+            definition = define(config, deployment, benchmark, root)
+            if definition.id in seen:
+                raise BerthError(
+                    f"config/config.yaml: experiments.{experiment.name}.deployments: {name} and {seen[definition.id]} "
+                    "define the same server. Remove one, and raise runs to measure it more than once."
+                )
+            seen[definition.id] = name
+            for number in range(1, experiment.runs[name] + 1):
+                where = RunId(experiment.name, config.platform, definition.id, number)
+                runs.append(Run(where, experiment, deployment, benchmark, definition))
+    return runs
+
+
+def _keys(folder: Path, experiments: set[str]) -> list[str]:
+    found = []
+    for experiment in sorted(experiments):
+        for path in (folder / experiment).glob("*/*/run*/c*.json"):
+            key = path.relative_to(folder).as_posix().removesuffix(".json")
+            if parse_point(key) is None:
+                raise BerthError(
+                    f"{path}: this is no path of a point (SPEC is ten hexadecimal digits, then runN/cN.json). "
+                    "Move it away, or correct its name."
+                )
+            found.append(key)
+    return found
+
+
+def _records(folder: Path, experiments: set[str]) -> list[str]:
+    keys = _keys(folder, experiments)
+    for key in keys:
+        peek(folder / f"{key}.json", key=key)
+    return keys
+
+
+def _spooled(folder: Path, runs: dict[str, Run]) -> list[str]:
+    keys = []
+    for run in runs.values():
+        for point in run.points:
+            path = folder / f"{point.key}.json"
+            if path.exists():
+                peek(path, key=point.key)
+                keys.append(point.key)
+    return keys
+
+
+def _attempts(folder: Path) -> dict[str, int]:
+    attempts: dict[str, int] = {}
+    for path in folder.glob("*/*/*/run*.attempt*.done"):
+        key, _, rest = path.relative_to(folder).as_posix().rpartition(".attempt")
+        attempts[key] = max(attempts.get(key, 1), int(rest.removesuffix(".done")) + 1)
+    return attempts

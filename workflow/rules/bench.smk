@@ -1,0 +1,44 @@
+# Measuring: one job brings up one server and measures the missing points of one run; each point is then checked and
+# moved into results on its own.
+#
+# Inputs:  the receipts of model, image and dataset
+# Outputs: results/points/{experiment}/{platform}/{spec}/run{run}/c{concurrency}.json
+
+
+localrules:
+    point,
+
+
+rule sweep:
+    input:
+        unpack(sweep_inputs),
+    output:
+        marker=temp(
+            f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.done"
+        ),
+    params:
+        request=lambda w: PLAN.sweep_request(w.experiment, w.platform, w.spec, w.run),
+    log:
+        f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.log",
+    # A server takes the whole machine where there is no scheduler to give it one.
+    threads: workflow.cores if PLAN.takes_machine else 1
+    script:
+        "../scripts/sweep.py"
+
+
+rule point:
+    input:
+        lambda w: PLAN.marker_of(**w),
+    output:
+        record=f"{POINT}.json",
+        requests=f"{POINT}.requests.json.gz",
+    wildcard_constraints:
+        # Only a missing point can be made. One that exists is a source file: nothing can make it run again.
+        experiment=PLAN.only_missing,
+    params:
+        results=RESULTS,
+        spec_file=lambda w: PLAN.spec_of(w.experiment, w.platform, w.spec, w.run),
+    log:
+        f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}.log",
+    script:
+        "../scripts/accept_point.py"

@@ -1,0 +1,15 @@
+# Images: what a recipe's version runs in on one platform.
+#
+# Inputs:  config/recipes
+# Outputs: results/images/{platform}/{recipe}-{version}.json, a receipt with reference, digest and path
+
+
+rule stage_image:
+    output:
+        receipt=f"{RESULTS}/images/{{platform}}/{{recipe}}-{{version}}.json",
+    params:
+        image=lambda w: PLAN.image_of(w.platform, w.recipe, w.version),
+    log:
+        f"{RESULTS}/logs/stage_image/{{platform}}/{{recipe}}-{{version}}.log",
+    script:
+        "../scripts/stage_image.py"

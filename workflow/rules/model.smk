@@ -1,0 +1,28 @@
+# Models and datasets: from the hub at a pinned commit, or generated from a seed.
+#
+# Inputs:  config/models, config/datasets, HF_TOKEN and HF_ENDPOINT from the environment
+# Outputs: results/models/{model}/manifest.json and the files beside it; results/datasets/{dataset}/receipt.json
+
+
+rule download_model:
+    output:
+        manifest=f"{RESULTS}/models/{{model}}/manifest.json",
+    params:
+        model=lambda w: asdict(BERTH.models[w.model]),
+        dest=lambda w: f"{RESULTS}/models/{w.model}/files",
+    log:
+        f"{RESULTS}/logs/download_model/{{model}}.log",
+    script:
+        "../scripts/download_model.py"
+
+
+rule fetch_dataset:
+    output:
+        receipt=f"{RESULTS}/datasets/{{dataset}}/receipt.json",
+    params:
+        dataset=lambda w: asdict(BERTH.datasets[w.dataset]),
+        dest=lambda w: f"{RESULTS}/datasets/{w.dataset}/sharegpt.json",
+    log:
+        f"{RESULTS}/logs/fetch_dataset/{{dataset}}.log",
+    script:
+        "../scripts/fetch_dataset.py"

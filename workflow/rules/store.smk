@@ -1,0 +1,36 @@
+# The object store: a model goes into the site's S3, and from there to the cluster's file system.
+#
+# Inputs:  results/models/{model}/manifest.json; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY from the environment
+# Outputs: results/store/{platform}/{model}.json and results/staged/{platform}/{model}.json, receipts with checksums
+
+
+rule push_model:
+    input:
+        manifest=f"{RESULTS}/models/{{model}}/manifest.json",
+    output:
+        receipt=f"{RESULTS}/store/{{platform}}/{{model}}.json",
+    params:
+        store=lambda w: asdict(BERTH.platforms[w.platform].store),
+        repo=lambda w: BERTH.models[w.model].repo,
+        model_dir=lambda w: f"{RESULTS}/models/{w.model}/files",
+        data_dir=f"{RESULTS}/seaweedfs",
+    log:
+        f"{RESULTS}/logs/push_model/{{platform}}/{{model}}.log",
+    script:
+        "../scripts/push_model.py"
+
+
+rule stage_model:
+    input:
+        receipt=f"{RESULTS}/store/{{platform}}/{{model}}.json",
+    output:
+        receipt=f"{RESULTS}/staged/{{platform}}/{{model}}.json",
+    params:
+        store=lambda w: asdict(BERTH.platforms[w.platform].store),
+        repo=lambda w: BERTH.models[w.model].repo,
+        models_dir=lambda w: BERTH.platforms[w.platform].models_dir,
+        data_dir=f"{RESULTS}/seaweedfs",
+    log:
+        f"{RESULTS}/logs/stage_model/{{platform}}/{{model}}.log",
+    script:
+        "../scripts/stage_model.py"
