@@ -1,0 +1,61 @@
+"""What is asked of vLLM's benchmark client, and the exact arguments of `vllm bench serve` that say so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """One benchmark without its concurrency.
+
+    `base_url` is the server's, without a path. `request_rate` is in requests per second. `temperature` None leaves
+    sampling to the server; 0 is what vLLM 0.9.1 sent by itself. `extra_args` go last, for flags of one version
+    (0.9.1 chooses the protocol by `--endpoint-type openai-chat`).
+    """
+
+    base_url: str
+    served_model: str
+    tokenizer: str
+    dataset_path: Path | None
+    dataset_name: str = "sharegpt"
+    num_prompts: int = 1000
+    seed: int = 12345
+    backend: str = "openai-chat"
+    endpoint: str = "/v1/chat/completions"
+    request_rate: float | Literal["inf"] = "inf"
+    burstiness: float = 1.0
+    temperature: float | None = 0.0
+    ignore_eos: bool = False
+    percentiles: tuple[float, ...] = (99.0,)
+    percentile_metrics: str = "ttft,tpot,itl,e2el"
+    extra_args: tuple[str, ...] = ()
+
+
+def bench_argv(settings: BenchSettings, concurrency: int, result_path: Path) -> list[str]:
+    """The arguments after `vllm bench serve` that measure one point and write the client's JSON to `result_path`.
+
+    The API key is no argument: the client reads it from OPENAI_API_KEY.
+    """
+    argv = ["--backend", settings.backend]
+    argv += ["--base-url", settings.base_url, "--endpoint", settings.endpoint]
+    argv += ["--model", settings.served_model, "--tokenizer", settings.tokenizer]
+    argv += ["--dataset-name", settings.dataset_name]
+    if settings.dataset_path is not None:
+        argv += ["--dataset-path", str(settings.dataset_path)]
+    argv += ["--num-prompts", str(settings.num_prompts), "--seed", str(settings.seed)]
+    argv += ["--max-concurrency", str(concurrency)]
+    argv += ["--request-rate", f"{float(settings.request_rate):g}", "--burstiness", f"{settings.burstiness:g}"]
+    if settings.temperature is not None:
+        argv += ["--temperature", f"{settings.temperature:g}"]
+    if settings.ignore_eos:
+        argv += ["--ignore-eos"]
+    argv += ["--percentile-metrics", settings.percentile_metrics]
+    argv += ["--metric-percentiles", ",".join(f"{value:g}" for value in settings.percentiles)]
+    argv += ["--save-result", "--save-detailed"]
+    argv += ["--result-dir", str(result_path.parent), "--result-filename", result_path.name]
+    return [*argv, *settings.extra_args]

@@ -1,0 +1,354 @@
+"""The benchmark client of one run: vLLM's own benchmark, in one warm process or in one process per point."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from berth._client_process import Worker, WorkerDiedError, ended_how, log_size, log_tail, run_once
+from berth.bench import BenchSettings, bench_argv
+from berth.errors import BerthError
+from berth.measurement import Measurement, client_section
+from berth.record import split_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["BenchClient", "BenchSettings", "ClientFailed", "Measurement", "bench_argv", "open_client"]
+
+logger = logging.getLogger(__name__)
+
+Mode = Literal["auto", "warm", "process"]
+_POLL_S = 0.1  # between two calls of should_stop()
+
+
+class ClientFailed(BerthError):  # noqa: N818 (named by what happened, as in the record: failure kind "client")
+    """The client gave no result for a point. The message ends with the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the client is started: `command_prefix` runs Python in the image, `vllm_command` runs `vllm` there.
+
+    `env` is added to this process's environment; `secret_env` too, and it is shown nowhere.
+    """
+
+    command_prefix: tuple[str, ...]
+    worker_path: Path
+    vllm_command: tuple[str, ...]
+    env: Mapping[str, str]
+    secret_env: Mapping[str, str]
+    log_path: Path
+    mode: Mode
+
+    def environment(self) -> dict[str, str]:
+        """The whole environment of the client. Its server is never behind a proxy, and all its data are local files."""
+        fixed = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **self.env, **fixed, **self.secret_env}
+
+
+@contextlib.contextmanager
+def open_client(
+    *,
+    command_prefix: Sequence[str],
+    worker_path: Path,
+    vllm_command: Sequence[str],
+    env: Mapping[str, str],
+    secret_env: Mapping[str, str],
+    log_path: Path,
+    mode: Mode = "auto",
+) -> Iterator[BenchClient]:
+    """A client that is starting. It is gone, with all that it started, when the block ends.
+
+    The import of vLLM takes seconds: enter the block before the server is ready, call `prepare`, and call
+    `wait_ready` when the server is.
+
+    Raises:
+        ClientFailed: the program cannot be started.
+    """
+    launch = Launch(tuple(command_prefix), worker_path, tuple(vllm_command), env, secret_env, log_path, mode)
+    client = BenchClient(launch)
+    try:
+        client.start()
+        yield client
+    finally:
+        client.close()
+
+
+class BenchClient:
+    """Measures points one after the other. Made by `open_client`."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._worker: Worker | None = None
+        self._ready = False
+        self._prepared_pending = 0
+        self.mode: Literal["warm", "process"] = "process" if launch.mode == "process" else "warm"
+        self.version: str | None = None
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The process id of the warm worker, None where there is none."""
+        return self._worker.pid if self._worker else None
+
+    def start(self) -> None:
+        """Start the warm worker without waiting for it; in process mode there is nothing to start."""
+        self._ready = False
+        self._prepared_pending = 0
+        if self.mode == "process":
+            return
+        command = [*self._launch.command_prefix, str(self._launch.worker_path)]
+        self._worker = Worker(command, self._launch.environment(), self._launch.log_path)
+        try:
+            self._worker.start()
+        except OSError as error:
+            self._worker = None
+            raise self._cannot_start(command[0], error) from None
+
+    def prepare(self, *settings: BenchSettings) -> None:
+        """Let the worker load tokenizer and samples while the server starts. Returns at once.
+
+        `base_url` need not be known yet. Settings that cannot be loaded are told by the point that uses them.
+        """
+        if self._worker is None:
+            return
+        for each in settings:
+            self._worker.send(do="prepare", argv=bench_argv(each, 1, self._launch.log_path.with_name("prepare.json")))
+            self._prepared_pending += 1
+
+    def wait_ready(self, timeout_s: float = 600.0, should_stop: Callable[[], None] | None = None) -> None:
+        """Wait until the worker has imported vLLM and loaded what was prepared.
+
+        In mode "auto" a worker that cannot work leaves process mode in force, with a warning.
+
+        Raises:
+            ClientFailed: not ready in time, or mode "warm" and the worker cannot work.
+        """
+        if self.mode == "process" and self.version is None:
+            self.version = self._installed_version()
+        deadline = time.monotonic() + timeout_s
+        while self._worker is not None and not (self._ready and self._prepared_pending == 0):
+            if should_stop is not None:
+                should_stop()
+            try:
+                message = self._worker.receive(_POLL_S)
+            except WorkerDiedError as error:
+                self._fall_back(f"it {error}")
+                return
+            if message is not None:
+                self._take_start_message(message)
+            elif time.monotonic() > deadline:
+                self.close()
+                raise ClientFailed(f"The benchmark client was not ready after {timeout_s:.0f} s.{self._tail()}")
+
+    def _take_start_message(self, message: dict[str, Any]) -> None:
+        if message["event"] == "ready":
+            self.version = message["version"]
+            self._ready = True
+            if message["mode"] == "process":
+                self._fall_back(message["reason"])
+            else:
+                logger.info("benchmark client ready: vLLM %s, imported in %.1f s", self.version, message["import_s"])
+        elif message["event"] == "prepared":
+            self._prepared_pending -= 1
+            if message["error"]:
+                logger.warning("benchmark client could not prepare: %s", message["error"])
+
+    def _fall_back(self, reason: str) -> None:
+        self.close()
+        if self._launch.mode == "warm":
+            raise ClientFailed(
+                f"The warm benchmark client cannot work here: {reason}. Set the client's mode to auto or process, "
+                f"or look for the cause in the log.{self._tail()}"
+            )
+        logger.warning("no warm benchmark client: %s; one `vllm bench serve` per point from now on", reason)
+        self.mode = "process"
+
+    def _installed_version(self) -> str | None:
+        command = [*self._launch.command_prefix, str(self._launch.worker_path), "--version"]
+        with contextlib.suppress(OSError, ValueError, KeyError, subprocess.SubprocessError):
+            done = subprocess.run(
+                command, env=self._launch.environment(), capture_output=True, timeout=60, check=True, text=True
+            )
+            version = json.loads(done.stdout)["version"]
+            return str(version) if version is not None else None
+        return None
+
+    def describe(self, settings: BenchSettings, concurrency: int) -> dict[str, Any]:
+        """The `client` of the record of a point that gave no measurement."""
+        argv = bench_argv(settings, concurrency, self._launch.log_path.with_name(f"c{concurrency}.json"))
+        return client_section(self._command(argv), self.mode, self.version, None, None)
+
+    def _command(self, argv: list[str]) -> list[str]:
+        return [*self._launch.vllm_command, "bench", "serve", *argv]
+
+    def measure(
+        self,
+        settings: BenchSettings,
+        concurrency: int,
+        scratch_dir: Path,
+        on_progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], None] | None = None,
+    ) -> Measurement:
+        """Measure one point. The client's own file is written into `scratch_dir`, read, and removed.
+
+        `on_progress(completed, total)` is called as requests complete. `should_stop()` is called several times a
+        second; what it raises ends the client and leaves this call.
+
+        Raises:
+            ClientFailed: no result. The next call starts a new client.
+        """
+        started, start = time.perf_counter(), _now()
+        scratch_dir.mkdir(parents=True, exist_ok=True)
+        result_path = scratch_dir / f"c{concurrency}.client.json"
+        result_path.unlink(missing_ok=True)
+        argv = bench_argv(settings, concurrency, result_path)
+        if self.mode == "warm" and self._worker is None:
+            self.start()
+        self.wait_ready(should_stop=should_stop)
+        log_start = log_size(self._launch.log_path)
+        try:
+            measure = self._measure_warm if self.mode == "warm" else self._measure_process
+            phase = measure(argv, concurrency, log_start, on_progress or (lambda _completed, _total: None), should_stop)
+            result, requests = split_result(self._read_result(result_path, concurrency, log_start))
+        finally:
+            result_path.unlink(missing_ok=True)
+        duration = result.get("duration")
+        return Measurement(
+            result=result,
+            requests=requests,
+            command=self._command(argv),
+            mode=self.mode,
+            version=self.version,
+            cpu_s=phase.get("cpu_s"),
+            start=start,
+            end=_now(),
+            duration_s=time.perf_counter() - started,
+            client_duration_s=float(duration) if isinstance(duration, int | float) else None,
+            phase_start=_iso(phase.get("start")),
+            phase_end=_iso(phase.get("end")),
+            log=self._launch.log_path,
+        )
+
+    def warm_up(
+        self,
+        settings: BenchSettings,
+        scratch_dir: Path,
+        *,
+        num_prompts: int,
+        concurrency: int,
+        should_stop: Callable[[], None] | None = None,
+    ) -> None:
+        """Send requests that are not measured, so that the first point meets a server that has worked before.
+
+        Raises:
+            ClientFailed: no client, or not one request completed.
+        """
+        done = self.measure(warm_up_settings(settings, num_prompts), concurrency, scratch_dir, None, should_stop)
+        if not done.result.get("completed"):
+            errors = [str(error).strip() for error in done.requests.get("errors", []) if error]
+            cause = errors[0].splitlines()[-1] if errors else "the server answered nothing"
+            raise ClientFailed(f"No request of the warm-up completed: {cause}. See the server's log and {done.log}.")
+
+    def _measure_warm(
+        self,
+        argv: list[str],
+        concurrency: int,
+        log_start: int,
+        on_progress: Callable[[int, int], None],
+        should_stop: Callable[[], None] | None,
+    ) -> dict[str, Any]:
+        worker = self._worker
+        if worker is None:
+            raise AssertionError("wait_ready() leaves a worker in warm mode")
+        worker.send(do="measure", argv=argv)
+        try:
+            while True:
+                if should_stop is not None:
+                    should_stop()
+                message = worker.receive(_POLL_S)
+                if message is None:
+                    continue
+                if message["event"] == "measured":
+                    break
+                if message["event"] == "progress":
+                    on_progress(message["completed"], message["total"])
+        except WorkerDiedError as error:
+            self.close()
+            raise self._failed(concurrency, str(error), log_start) from None
+        except BaseException:
+            self.close()
+            raise
+        if message["error"]:
+            raise self._failed(concurrency, f"reports {message['error']}", log_start)
+        on_progress(message["completed"], message["total"])
+        return message
+
+    def _measure_process(
+        self,
+        argv: list[str],
+        concurrency: int,
+        log_start: int,
+        on_progress: Callable[[int, int], None],
+        should_stop: Callable[[], None] | None,
+    ) -> dict[str, Any]:
+        command = self._command(argv)
+        try:
+            code = run_once(command, self._launch.environment(), self._launch.log_path, on_progress, should_stop)
+        except OSError as error:
+            raise self._cannot_start(command[0], error) from None
+        if code != 0:
+            raise self._failed(concurrency, ended_how(code), log_start)
+        return {}
+
+    def _read_result(self, path: Path, concurrency: int, log_start: int) -> dict[str, Any]:
+        try:
+            raw = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise self._failed(concurrency, f"left no readable result file ({error})", log_start) from None
+        if not isinstance(raw, dict):
+            raise self._failed(concurrency, "left a result file that is no JSON object", log_start)
+        return raw
+
+    def _failed(self, concurrency: int, what: str, log_start: int) -> ClientFailed:
+        return ClientFailed(
+            f"The benchmark client {what} in the point at concurrency {concurrency}.{self._tail(log_start)}"
+        )
+
+    def _cannot_start(self, program: str, error: OSError) -> ClientFailed:
+        return ClientFailed(
+            f"The benchmark client cannot be started: {program}: {error.strerror}. Check the image of the client "
+            "(stage it again) and the container runtime."
+        )
+
+    def _tail(self, log_start: int = 0) -> str:
+        path = self._launch.log_path
+        text = log_tail(path, log_start)
+        return f" Last lines of {path}:\n{text}" if text else f" Its log {path} is empty."
+
+    def close(self) -> None:
+        """End the worker and all of its group; harmless when there is none."""
+        worker, self._worker, self._ready = self._worker, None, False
+        if worker is not None:
+            worker.end()
+
+
+def warm_up_settings(settings: BenchSettings, num_prompts: int) -> BenchSettings:
+    """The settings of the warm-up: another seed, so that it does not put the measured prompts into the prefix cache."""
+    return replace(settings, num_prompts=num_prompts, seed=settings.seed + 1)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,67 @@
+"""One measured point, as the client gave it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def client_section(
+    command: list[str], mode: str, version: str | None, cpu_s: float | None, cpu_fraction: float | None
+) -> dict[str, Any]:
+    """The `client` of a point record."""
+    return {
+        "name": "vllm-bench",
+        "version": version,
+        "mode": mode,
+        "command": command,
+        "cpu_s": cpu_s,
+        "cpu_fraction": cpu_fraction,
+    }
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured point.
+
+    `result` is the client's own JSON without its per-request lists, which are in `requests`. `start`, `end` and
+    `duration_s` are Berth's, from the call to the result read; `client_duration_s` is what the client measured. `cpu_s`
+    are the client's CPU seconds in its measured phase, None in process mode: there they cannot be told from those
+    of its start-up. `phase_start` and `phase_end` bound that phase (ISO 8601, UTC), None in process mode.
+    """
+
+    result: dict[str, Any]
+    requests: dict[str, Any]
+    command: list[str]
+    mode: Literal["warm", "process"]
+    version: str | None
+    cpu_s: float | None
+    start: str
+    end: str
+    duration_s: float
+    client_duration_s: float | None
+    phase_start: str | None
+    phase_end: str | None
+    log: Path
+
+    @property
+    def lost_s(self) -> float | None:
+        """Wall seconds of the point beyond those that the client measured."""
+        return None if self.client_duration_s is None else self.duration_s - self.client_duration_s
+
+    def client_section(self) -> dict[str, Any]:
+        """The `client` of a point record."""
+        fraction = self.cpu_s / self.client_duration_s if self.cpu_s is not None and self.client_duration_s else None
+        return client_section(self.command, self.mode, self.version, self.cpu_s, fraction)
+
+    def wall_section(self) -> dict[str, Any]:
+        """The `wall` of a point record."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "duration_s": self.duration_s,
+            "client_duration_s": self.client_duration_s,
+        }
