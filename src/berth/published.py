@@ -123,7 +123,8 @@ def read_published(path: Path) -> pd.DataFrame:
         raise BerthError(
             f"{path}: {path.parent / 'set.yaml'} does not list this file. Add it under figures, with a title and model."
         )
-    rows, seen = [], {}
+    rows: list[dict[str, Any]] = []
+    seen: dict[tuple[Any, ...], int] = {}
     for line, row in _read_csv(path):
         key = (row["platform"], row.get("deployment"), row["run"], row["concurrency"])
         if key in seen:

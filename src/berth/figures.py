@@ -1,0 +1,281 @@
+"""Figures of the tidy table, in the style of the paper: measured and published curves take the same path."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from berth import _style as style
+from berth._curves import Curve, curves, notes
+from berth._marks import Line, draw_marks
+from berth._schema import nearest
+from berth.errors import BerthError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+_CONCURRENCY = "concurrency"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: the column on y, its title, and the column on x (concurrency, or a latency)."""
+
+    column: str
+    title: str = ""
+    x: str = _CONCURRENCY
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: its panels, and the label and scale of their common y axis."""
+
+    label: str
+    panels: tuple[Panel, ...]
+    log: bool = False
+
+
+def _latency(name: str, words: str) -> Kind:
+    panels = tuple(Panel(f"{key}_{name}_ms", title) for key, title in _STATISTIC_WORDS.items())
+    return Kind(f"{words} (ms)", panels, log=True)
+
+
+_STATISTIC_WORDS = {"mean": "Mean", "median": "Median", "p99": "99th percentile"}
+_LATENCY_WORDS = {
+    "ttft": "Time to first token",
+    "tpot": "Time per output token",
+    "itl": "Inter-token latency",
+    "e2el": "End-to-end latency",
+}
+_THROUGHPUT = "output_throughput_tok_s"
+KINDS: dict[str, Kind] = {
+    "output_throughput": Kind("Output token throughput (tokens/s)", (Panel(_THROUGHPUT),)),
+    "request_throughput": Kind("Request throughput (requests/s)", (Panel("request_throughput_req_s"),)),
+    **{name: _latency(name, words) for name, words in _LATENCY_WORDS.items()},
+    "throughput_vs_latency": Kind(
+        "Output token throughput (tokens/s)",
+        tuple(Panel(_THROUGHPUT, x=f"median_{name}_ms") for name in ("ttft", "tpot", "e2el")),
+    ),
+}
+
+# Above this many curves they are told apart by platform only, and runs become thin lines.
+_MANY = 12
+_PANEL_HEIGHT_IN = 2.6
+_LEGEND_LINE_IN = 0.125
+
+
+def draw_figure(df: pd.DataFrame, kind: str, title: str, outputs: list[Path], note: str = "") -> None:
+    """Draw a tidy table as one figure and write it to each output (.pdf, .svg or .png), whole or not at all.
+
+    The same table gives the same bytes. `note` is set below the axes, with the notes of the rows.
+
+    Raises:
+        BerthError: there is no such kind, or an output has another ending.
+    """
+    style.check_formats(outputs)
+    with mpl.rc_context(style.RC):
+        figure = make_figure(df, kind, title, note)
+        for path in outputs:
+            style.save(figure, path)
+            logger.info("Drew %s", path)
+
+
+def make_figure(df: pd.DataFrame, kind: str, title: str, note: str = "") -> Figure:
+    """The figure of a tidy table, not yet written.
+
+    Raises:
+        BerthError: there is no such kind.
+    """
+    if kind not in KINDS:
+        raise BerthError(f'No kind of figure "{kind}".{nearest(kind, list(KINDS))} Kinds: {", ".join(KINDS)}.')
+    what = KINDS[kind]
+    drawn = curves(df)
+    panels = [panel for panel in what.panels if _known(panel, drawn)] or [what.panels[0]]
+    with mpl.rc_context(style.RC):
+        width = style.PAGE_WIDTH_IN if len(panels) > 1 else style.COLUMN_WIDTH_IN
+        figure = Figure(figsize=(width, _PANEL_HEIGHT_IN), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0])
+        for ax, panel in zip(axes, panels, strict=True):
+            _draw_panel(ax, panel, what, drawn, most_ticks=11 if len(panels) == 1 else 6)
+        axes[0].set_ylabel(what.label)
+        for ax in axes[1:]:
+            ax.tick_params(left=False)
+        figure.suptitle(style.wrapped(title, width, 9), x=0.05 / width, ha="left", fontsize=8, weight="bold")
+        _add_below(figure, axes[0], [*([note] if note else []), *notes(df)], _handles(drawn))
+        return figure
+
+
+def _known(panel: Panel, drawn: list[Curve]) -> bool:
+    return any(np.isfinite(_xy(panel, curve)[1]).any() for curve in drawn)
+
+
+def _xy(panel: Panel, curve: Curve) -> tuple[Numbers, Numbers]:
+    x = curve.concurrency if panel.x == _CONCURRENCY else curve.values(panel.x)
+    return x, np.where(np.isfinite(x), curve.values(panel.column), np.nan)
+
+
+def _draw_panel(ax: Axes, panel: Panel, kind: Kind, drawn: list[Curve], most_ticks: int) -> None:
+    over_concurrency = panel.x == _CONCURRENCY
+    # The scales come first: matplotlib forgets limits and ticks when a scale changes.
+    ax.set_yscale("log" if kind.log else "linear")
+    if over_concurrency:
+        levels = np.unique(np.concatenate([np.empty(0), *(curve.concurrency for curve in drawn)]))
+        style.concurrency_axis(ax, levels, most_ticks)
+    else:
+        ax.set_xscale("log")
+        ax.margins(x=0.08)
+        ax.set_xlabel(f"Median {_LATENCY_WORDS[panel.x.split('_')[1]].lower()} (ms)")
+    ax.set_title(panel.title)
+    lines = []
+    for number, curve in enumerate(drawn):
+        x, y = _xy(panel, curve)
+        look = _look(curve, drawn)
+        _draw_curve(ax, curve, x, y, look, name=f"{panel.x}-{panel.column}-{number}")
+        lines.append(Line(curve, x, y, curve.raw(panel.column), look["color"]))
+    draw_marks(ax, lines, over_concurrency=over_concurrency, log=kind.log, merge=len(drawn) > _MANY)
+    if not over_concurrency:
+        style.log_axis(ax.xaxis, dense=False)
+        _name_levels(ax, lines)
+    if kind.log:
+        style.log_axis(ax.yaxis, dense=True)
+    else:
+        style.linear_axis(ax)
+    if not any(np.isfinite(line.y).any() or line.curve.marks for line in lines):
+        measured = any(np.isfinite(curve.values(_THROUGHPUT)).any() for curve in drawn)
+        words = "not measured" if measured else "no points yet"
+        ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", color=style.GREY)
+        # Numbers on an axis without data would mean nothing.
+        ax.set_yticks([])
+        ax.set_title("")
+
+
+def _look(curve: Curve, drawn: list[Curve]) -> dict[str, Any]:
+    if len(drawn) > _MANY:
+        plain = {"linestyle": "-", "linewidth": 0.5, "marker": ".", "markersize": 1.5, "alpha": 0.5}
+        return style.look(curve.group, 0) | plain
+    return style.look(curve.group, curve.run, alone=len({other.group for other in drawn}) == 1)
+
+
+def _draw_curve(ax: Axes, curve: Curve, x: Numbers, y: Numbers, look: dict[str, Any], *, name: str) -> None:
+    # NaN at a gap: matplotlib lifts the pen there.
+    ax.plot(x, y, gid=f"curve-{name}", label=curve.label, **look)
+    hollow = curve.flagged & np.isfinite(y)
+    if hollow.any():
+        ax.plot(x[hollow], y[hollow], gid=f"flagged-{name}", zorder=3, **(look | _hollow(look["color"])))
+
+
+def _hollow(colour: str) -> dict[str, Any]:
+    return {
+        "color": colour,
+        "linestyle": "none",
+        "markerfacecolor": "white",
+        "markeredgecolor": colour,
+        "markeredgewidth": 0.8,
+    }
+
+
+def _name_levels(ax: Axes, lines: list[Line]) -> None:
+    """The concurrency beside the points of the first curve: such axes do not show it."""
+    for line in lines[:1]:
+        known = np.flatnonzero(np.isfinite(line.y))
+        for position in known[:: 1 if len(known) < 7 else 2]:
+            ax.annotate(
+                style.plain(line.curve.concurrency[position]),
+                (line.x[position], line.y[position]),
+                xytext=(-3, 2),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                color=style.GREY,
+                fontsize=style.NOTE_SIZE_PT,
+                gid="level",
+            )
+
+
+def _handles(drawn: list[Curve]) -> list[Line2D]:
+    handles = []
+    if len(drawn) <= _MANY:
+        handles = [Line2D([], [], label=curve.label, **_look(curve, drawn)) for curve in drawn]
+    else:
+        groups = Counter((curve.group, curve.platform) for curve in drawn)
+        for (group, platform), runs in groups.items():
+            words = f"{platform}, {runs} run{'s' if runs > 1 else ''}"
+            handles.append(Line2D([], [], label=words, color=style.look(group, 0)["color"]))
+    if any(curve.flagged.any() for curve in drawn):
+        handles.append(Line2D([], [], label="flagged (hollow)", marker="o", **_hollow(style.GREY)))
+    return handles
+
+
+def _add_below(figure: Figure, ax: Axes, told: list[str], handles: list[Line2D]) -> None:
+    """The legend and the small print; the figure grows by what stands below the axes.
+
+    The legend is put in the upper left, where curves that rise leave room, as in the paper, and below when that hides
+    data.
+    """
+    inside = bool(handles) and len(handles) <= 8
+    if inside:
+        ax.legend(handles=handles, loc="upper left")
+        figure.draw_without_rendering()
+        inside = not _legend_hides_data(ax)
+    width, height = figure.get_size_inches()
+    text = "\n".join(style.wrapped(line, width - 0.1, style.NOTE_SIZE_PT) for line in told)
+    notes_in = (text.count("\n") + 1) * style.NOTE_SIZE_PT * 1.2 / 72 + 0.08 if text else 0.0
+    columns = (
+        1 if max((len(str(handle.get_label())) for handle in handles), default=0) > width * 9 else int(width // 1.7)
+    )
+    legend_in = 0.0 if inside or not handles else -(-len(handles) // columns) * _LEGEND_LINE_IN + 0.06
+    total = height + notes_in + legend_in
+    figure.set_size_inches(width, total)
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, (notes_in + legend_in) / total, 1, height / total))
+    if legend_in:
+        legend = ax.get_legend()
+        if legend is not None:
+            legend.remove()
+        below = figure.legend(
+            handles=handles, loc="lower center", bbox_to_anchor=(0.5, notes_in / total), ncols=columns, borderaxespad=0
+        )
+        # Constrained layout would make room for it a second time.
+        below.set_in_layout(False)
+    place: dict[str, Any] = {
+        "va": "bottom",
+        "linespacing": 1.15,
+        "color": style.GREY,
+        "fontsize": style.NOTE_SIZE_PT,
+        "gid": "notes",
+    }
+    figure.text(0.05 / width, 0.04 / total, text, **place)
+
+
+def _legend_hides_data(ax: Axes) -> bool:
+    legend = ax.get_legend()
+    if legend is None:
+        return False
+    box = legend.get_window_extent().padded(4)
+    for line in ax.get_lines():
+        places = ax.transData.transform(np.asarray(line.get_xydata(), dtype=float))
+        # Points between the markers, because the line hides behind the legend too.
+        steps = np.linspace(places[:-1], places[1:], 9).reshape(-1, 2) if len(places) > 1 else places
+        within = (steps > [box.x0, box.y0]) & (steps < [box.x1, box.y1])
+        if within.all(axis=1).any():
+            return True
+    return False
