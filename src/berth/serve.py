@@ -1,0 +1,265 @@
+"""A server that lives exactly as long as a `with` block, whatever ends the block."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from berth import sockets
+from berth.diagnose import diagnose
+from berth.errors import BerthError
+from berth.processes import TOKEN_VARIABLE, end_processes, find_processes, spawn
+from berth.signals import uninterrupted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import psutil
+
+    from berth.diagnose import Diagnosis, KnownFailure
+
+logger = logging.getLogger(__name__)
+
+_PORT_FREE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a server is started.
+
+    `env` and `secret_env` are its whole environment; `secret_env` is never shown. `host` and `port` are where it
+    listens, `served_model` is the name that it answers to. `stop` are further commands that end it, such as
+    ("podman", "stop", NAME): all of them run, in this order, before its processes are ended.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    host: str
+    port: int
+    served_model: str
+    secret_env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    stop: tuple[tuple[str, ...], ...] = ()
+
+
+class ServerDied(BerthError):  # noqa: N818 - what happened, as sweeps report it.
+    """The server ended or was replaced while it was needed: cause, remedy and the end of its log."""
+
+    kind = "crash"
+
+    def __init__(self, diagnosis: Diagnosis, log_path: Path) -> None:
+        self.cause = diagnosis.cause
+        self.remedy = diagnosis.remedy
+        self.line = diagnosis.line
+        self.tail = diagnosis.tail
+        self.log_path = log_path
+        found = f"\nLine: {diagnosis.line}" if diagnosis.line else ""
+        super().__init__(f"{self.cause}\nWhat to do: {self.remedy}{found}\nLog: {log_path}\n{self.tail}".rstrip())
+
+
+class Server:
+    """A server that was started. `started` is when, on time.monotonic()."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        process: subprocess.Popen[bytes],
+        *,
+        token: str,
+        log_path: Path,
+        log_start: int,
+        known_failures: Sequence[KnownFailure],
+    ) -> None:
+        self.launch = launch
+        self.token = token
+        self.log_path = log_path
+        self.log_start = log_start
+        self.started = time.monotonic()
+        self._process = process
+        self._known_failures = known_failures
+        self._listeners: frozenset[str] = frozenset()
+
+    @property
+    def pid(self) -> int:
+        """The pid of the process that was started, which is also its session."""
+        return self._process.pid
+
+    @property
+    def base_url(self) -> str:
+        """The address of the server without a path, such as "http://127.0.0.1:8000"."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.launch.host, self.launch.host)  # noqa: S104
+        return f"http://[{host}]:{self.launch.port}" if ":" in host else f"http://{host}:{self.launch.port}"
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs.
+
+        The process is not reaped here: its number must not be given to another process before its session is ended.
+        """
+        if self._process.returncode is not None:
+            return self._process.returncode
+        status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if status is None:
+            return None
+        return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+
+    def alive(self) -> bool:
+        """Whether the process that was started still runs."""
+        return self.returncode is None
+
+    def processes(self) -> list[psutil.Process]:
+        """All living processes of the server."""
+        return find_processes(self.token, session=None if self._process.returncode is not None else self.pid)
+
+    def pin(self) -> None:
+        """Remember the sockets that listen on the port now, so that check() notices another server in their place."""
+        self._listeners = sockets.listeners(self.launch.port)
+
+    def check(self) -> None:
+        """Return when the server is the one that was started, and is there.
+
+        Raises:
+            ServerDied: when its process ended, or (after pin()) others than its own sockets listen on its port.
+        """
+        if not self.alive():
+            raise self.died()
+        if self._listeners and sockets.listeners(self.launch.port) != self._listeners:
+            raise self.died(
+                f"The server on port {self.launch.port} was replaced, or no longer listens, while its process "
+                f"{self.pid} runs."
+            )
+
+    def died(self, cause: str | None = None) -> ServerDied:
+        """The error that tells why the server ended; `cause` says what was seen when the process still runs."""
+        diagnosis = diagnose(
+            self.log_path,
+            known_failures=self._known_failures,
+            returncode=self.returncode,
+            secrets=self.launch.secret_env.values(),
+            start=self.log_start,
+        )
+        if cause is not None:
+            diagnosis = type(diagnosis)(f"{cause} {diagnosis.cause}", diagnosis.remedy, diagnosis.line, diagnosis.tail)
+        return ServerDied(diagnosis, self.log_path)
+
+    def take_down(self, *, grace_s: float) -> None:
+        """End the server with all its processes, remove its shared memory, and see that its port is free.
+
+        Raises:
+            BerthError: when a process or the port outlives it.
+        """
+        processes = self.processes()
+        shared = sockets.shared_memory_of(process.pid for process in processes)
+        owned = sockets.sockets_of(process.pid for process in processes) | self._listeners
+        for command in self.launch.stop:
+            self._run_stop(command, grace_s)
+        ended = end_processes(
+            self.token, grace_s=grace_s, session=None if self._process.returncode is not None else self.pid
+        )
+        self._process.wait()
+        killed = [f"{entry.name} ({entry.pid})" for entry in ended if entry.signal == "KILL"]
+        if killed:
+            logger.warning("The server did not end within %g s of TERM; killed: %s", grace_s, ", ".join(killed))
+        removed = sockets.remove_shared_memory(shared)
+        if removed:
+            logger.info("Removed what the server left in /dev/shm: %s", ", ".join(removed))
+        deadline = time.monotonic() + _PORT_FREE_S
+        while sockets.listeners(self.launch.port) & owned:
+            if time.monotonic() > deadline:
+                raise BerthError(
+                    f"Port {self.launch.port} is still held after the server and its processes ended. A container of "
+                    "it probably runs on: list the containers of this node, and end it."
+                )
+            time.sleep(0.1)
+
+    def _run_stop(self, command: tuple[str, ...], grace_s: float) -> None:
+        # The token must not be in it, or the command would count as a process of the server.
+        env = {name: value for name, value in self.launch.env.items() if name != TOKEN_VARIABLE}
+        try:
+            result = subprocess.run(
+                command,
+                env=env,
+                cwd=self.launch.cwd,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=grace_s + 20,
+                start_new_session=True,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            logger.warning("Stopping the server by %s failed: %s", command[0], error)
+            return
+        if result.returncode != 0:
+            message = result.stderr.decode(errors="replace").strip()
+            logger.info("%s ended with exit code %d: %s", " ".join(command[:2]), result.returncode, message)
+
+
+@contextlib.contextmanager
+def serve(
+    launch: Launch, *, log_path: Path, token: str, grace_s: float, known_failures: Sequence[KnownFailure]
+) -> Iterator[Server]:
+    """A started server, which is gone with all its children when the block ends, whatever ended it.
+
+    Use it in the main thread, inside terminate_as_exception(), so that TERM and INT end the block too. After SIGKILL
+    of the caller the kernel asks the server to end, and find_processes(token) finds what did not.
+
+    Raises:
+        BerthError: when it cannot be started, or, after a block that ended well, when something of it cannot be ended.
+    """
+    started: list[Server] = []
+    in_flight: list[BaseException] = []
+
+    def take_down() -> None:
+        while started:
+            with uninterrupted():
+                try:
+                    started[-1].take_down(grace_s=grace_s)
+                except BerthError as error:
+                    if not in_flight:
+                        raise
+                    logger.error("%s", error)  # noqa: TRY400 - a message for people, its traceback adds nothing.
+                    in_flight[0].add_note(str(error))
+                finally:
+                    started.pop()
+
+    # Should a signal hit the few instructions before a `finally` takes hold, the interpreter's end still takes it down.
+    atexit.register(take_down)
+    try:
+        try:
+            with uninterrupted():
+                log_start = log_path.stat().st_size if log_path.exists() else 0
+                process = spawn(
+                    launch.argv,
+                    env=launch.env,
+                    secret_env=launch.secret_env,
+                    cwd=launch.cwd,
+                    log_path=log_path,
+                    token=token,
+                )
+                started.append(
+                    Server(
+                        launch,
+                        process,
+                        token=token,
+                        log_path=log_path,
+                        log_start=log_start,
+                        known_failures=known_failures,
+                    )
+                )
+            yield started[0]
+        except BaseException as error:
+            in_flight.append(error)
+            raise
+        finally:
+            take_down()
+    finally:
+        # Once more, because the first and only signal may have come just before the shield of the first was up.
+        take_down()
+        atexit.unregister(take_down)

@@ -1,0 +1,76 @@
+"""TERM, INT and HUP as one exception, and blocks that they cannot interrupt."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Terminated(BaseException):
+    """The process was asked to end. It is no Exception, so that no `except Exception` keeps the work going."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"asked to end by {signal.Signals(signum).name}")
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that shells give to a process ended by this signal."""
+        return 128 + self.signum
+
+
+@contextlib.contextmanager
+def _handlers(handler: Any) -> Iterator[None]:
+    """Install a handler for the signals that are not ignored (nohup ignores HUP), and put the old ones back."""
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    changed = {signum: old for signum, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for signum in changed:
+            signal.signal(signum, handler)
+        yield
+    finally:
+        for signum, old in changed.items():
+            signal.signal(signum, old)
+
+
+@contextlib.contextmanager
+def terminate_as_exception() -> Iterator[None]:
+    """Raise Terminated in the main thread at the first TERM, INT or HUP; later ones are ignored until the block ends.
+
+    Call it in the main thread, around everything that must be cleaned up.
+    """
+    asked = False
+
+    def handler(signum: int, _frame: object) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise Terminated(signum)
+
+    with _handlers(handler):
+        yield
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold TERM, INT and HUP back until the block has ended; the first of them is then delivered.
+
+    In a thread other than the main one it does nothing: Python delivers signals to the main thread only.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[int] = []
+    try:
+        with _handlers(lambda signum, _frame: pending.append(signum)):
+            yield
+    finally:
+        if pending:
+            signal.raise_signal(pending[0])
