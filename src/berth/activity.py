@@ -31,7 +31,7 @@ class ActivityMeter:
         self._sampled = time.monotonic()
 
     def sample(self) -> frozenset[str]:
-        """What moved since the last sample: some of "log", "read" and "cpu". Processes are read once a second at most."""
+        """What moved since the last sample: some of "log", "read", "cpu". Processes are read once a second at most."""
         moved = {"log"} if self._log_grew() else set()
         elapsed = time.monotonic() - self._sampled
         if elapsed >= _SAMPLE_S or not self._counted:
