@@ -19,6 +19,7 @@ from huggingface_hub import HfApi, close_session, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError  # type: ignore[attr-defined]
 from huggingface_hub.hf_api import RepoFile
 
+from berth.errors import BerthError
 from berth.huberrors import hub_error
 from berth.hubprogress import StalledError, progress_class
 
