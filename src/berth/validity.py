@@ -180,8 +180,8 @@ def delivered_fraction(result: Mapping[str, Any], requests: Mapping[str, Any], c
 
     With start times: the mean number of requests in flight from the start that fills the concurrency k to the last
     start, divided by k, where k is the smaller of the concurrency and the number of requests. In that time the client
-    had more to send, so k is what a client that does its work has in flight. The ramp-down after the last start is not held
-    against it. With no time between the two starts (no more requests than the concurrency), the requests in
+    had more to send, so k is what a client that does its work has in flight. The ramp-down after the last start is not
+    held against it. With no time between the two starts (no more requests than the concurrency), the requests in
     flight at that moment count.
 
     Without start times (vLLM 0.9): a client that keeps k requests in flight as long as it has any to send is done
