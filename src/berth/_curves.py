@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from berth.columns import PLOTTED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -32,6 +31,23 @@ class Mark:
     crashed: bool
 
 
+class _Table:
+    """The columns of a tidy table as arrays, each converted once: pandas is slow at thousands of small pieces."""
+
+    def __init__(self, df: pd.DataFrame) -> None:
+        self._df = df
+        self._numbers: dict[str, Numbers] = {}
+        self.usable = df["status"].isin(PLOTTED).to_numpy(dtype=bool)
+
+    def numbers(self, column: str) -> Numbers:
+        if column not in self._numbers:
+            self._numbers[column] = self._df[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        return self._numbers[column]
+
+    def words(self, column: str) -> NDArray[np.object_]:
+        return self._df[column].fillna("").astype(str).to_numpy(dtype=object)
+
+
 @dataclass(frozen=True)
 class Curve:
     """One run. `concurrency` holds every level that a run of the same definition has, measured in this run or not."""
@@ -43,20 +59,18 @@ class Curve:
     concurrency: Numbers
     flagged: NDArray[np.bool_]
     marks: tuple[Mark, ...]
-    _rows: pd.DataFrame
+    _table: _Table
+    _rows: NDArray[np.intp]
     _places: NDArray[np.intp]
 
     def values(self, column: str) -> Numbers:
         """The column at each level; NaN at a gap, that is where the point is neither ok nor flagged."""
-        usable = self._rows["status"].isin(PLOTTED).to_numpy(dtype=bool)
-        return self._spread(np.where(usable, self._numbers(column), np.nan))
+        usable = self._table.usable[self._rows]
+        return self._spread(np.where(usable, self._table.numbers(column)[self._rows], np.nan))
 
     def raw(self, column: str) -> Numbers:
         """The column at each level, whatever became of the point; NaN where there is no number."""
-        return self._spread(self._numbers(column))
-
-    def _numbers(self, column: str) -> Numbers:
-        return self._rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        return self._spread(self._table.numbers(column)[self._rows])
 
     def _spread(self, numbers: Numbers) -> Numbers:
         spread = np.full(len(self.concurrency), np.nan)
@@ -70,30 +84,54 @@ def curves(df: pd.DataFrame) -> list[Curve]:
     `group` numbers the definitions (platform, deployment, spec, source): runs of one group repeat each other. `run` is
     the place of the run in its group, from 0. A level that one run of a group lacks is a gap in it.
     """
-    df = df.reset_index(drop=True)
-    found: list[tuple[int, Curve]] = []
-    labels = _labels(df)
-    for group, (_, siblings) in enumerate(df.groupby(_DEFINITION, sort=False, dropna=False)):
-        levels = np.unique(siblings["concurrency"].to_numpy(dtype=np.float64))
-        for run, (_, unordered) in enumerate(siblings.groupby("run", sort=False)):
-            rows = unordered.sort_values("concurrency")
-            places = np.searchsorted(levels, rows["concurrency"].to_numpy(dtype=np.float64))
-            first = rows.index[0]
-            flagged = np.zeros(len(levels), dtype=np.bool_)
-            flagged[places] = (rows["status"] == "flagged").to_numpy(dtype=bool)
-            curve = Curve(
-                label=f"{labels[first]}{_hosts(rows)}",
-                platform=str(rows["platform_label"].iloc[0]),
-                group=group,
-                run=run,
-                concurrency=levels,
-                flagged=flagged,
-                marks=_marks(rows, places),
-                _rows=rows,
-                _places=places,
-            )
-            found.append((int(rows.index.min()), curve))
-    return [curve for _, curve in sorted(found, key=lambda item: item[0])]
+    if df.empty:
+        return []
+    table = _Table(df)
+    level = table.numbers("concurrency")
+    labels, platforms, hosts = _labels(df), table.words("platform_label"), table.words("host")
+    statuses, codes = table.words("status"), table.words("reason_codes")
+    groups = df.groupby(_DEFINITION, sort=False, dropna=False).ngroup().to_numpy()
+    levels = {groups[rows[0]]: np.unique(level[rows]) for rows in _split(groups, level)}
+    runs: Counter[int] = Counter()
+    found = []
+    for rows in _split(df.groupby([*_DEFINITION, "run"], sort=False, dropna=False).ngroup().to_numpy(), level):
+        group = groups[rows[0]]
+        places = np.searchsorted(levels[group], level[rows])
+        flagged = np.zeros(len(levels[group]), dtype=np.bool_)
+        flagged[places] = statuses[rows] == "flagged"
+        names = ", ".join(dict.fromkeys(host for host in hosts[rows] if host))
+        curve = Curve(
+            label=labels[rows[0]] + (f" ({names})" if names else ""),
+            platform=platforms[rows[0]],
+            group=int(group),
+            run=runs[group],
+            concurrency=levels[group],
+            flagged=flagged,
+            marks=tuple(
+                Mark(int(place), int(level[row]), *_word(statuses[row], codes[row]))
+                for place, row in zip(places, rows, strict=True)
+                if statuses[row] in {"crashed", "failed"}
+            ),
+            _table=table,
+            _rows=rows,
+            _places=places,
+        )
+        runs[group] += 1
+        found.append(curve)
+    return found
+
+
+def _split(numbers: NDArray[np.integer[Any]], level: Numbers) -> list[NDArray[np.intp]]:
+    """The rows of each number, the rows of one number by concurrency."""
+    order = np.lexsort((level, numbers))
+    return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+
+
+def _word(status: str, codes: str) -> tuple[str, bool]:
+    if status == "crashed":
+        return "crash", True
+    first, *more = codes.split(";")
+    return (first or "failed") + (f" +{len(more)}" if more else ""), False
 
 
 def notes(df: pd.DataFrame) -> list[str]:
@@ -103,17 +141,26 @@ def notes(df: pd.DataFrame) -> list[str]:
     return [*(str(note) for note in df["note"].dropna().unique()), *told]
 
 
-def _labels(df: pd.DataFrame) -> pd.Series[str]:
+def without_value(drawn: list[Curve]) -> str:
+    """A sentence that lists the points that crashed or failed, for figures in which they have no place; "" for none."""
+    told = [f"{curve.label} at {mark.concurrency} ({mark.text})" for curve in drawn for mark in curve.marks]
+    if not told:
+        return ""
+    more = f" and {len(told) - 8} more" if len(told) > 8 else ""
+    return f"No value, so not shown: {', '.join(told[:8])}{more}."
+
+
+def _labels(df: pd.DataFrame) -> NDArray[np.object_]:
     """Per row "Platform run N", with what else is needed to tell the curves of a platform apart."""
-    base = df["platform_label"].fillna(df["platform"]).astype(str)
-    label = base + " run " + df["run"].astype(str)
+    df = df.reset_index(drop=True)
+    label = df["platform_label"].fillna(df["platform"]).astype(str) + " run " + df["run"].astype(str)
     for _, rows in df.groupby("platform", sort=False):
         for column in _needed(rows):
             words = rows[column].fillna("").astype(str)
             if column == "source":
                 words = words.where(words == "published", "")
             label.loc[rows.index] += words.where(words == "", ", " + words)
-    return label
+    return label.to_numpy(dtype=object)
 
 
 def _needed(rows: pd.DataFrame) -> list[str]:
@@ -128,19 +175,3 @@ def _needed(rows: pd.DataFrame) -> list[str]:
     # Both kinds of data in one figure are always told apart, even when no run number collides.
     mixed = len(rows["source"].unique()) > 1
     return ["source", *used] if mixed and "source" not in used else used
-
-
-def _hosts(rows: pd.DataFrame) -> str:
-    hosts: Sequence[str] = [str(host) for host in rows["host"].dropna().unique()]
-    return f" ({', '.join(hosts)})" if hosts else ""
-
-
-def _marks(rows: pd.DataFrame, places: NDArray[np.intp]) -> tuple[Mark, ...]:
-    marks = []
-    for place, status, level, codes in zip(
-        places, rows["status"], rows["concurrency"], rows["reason_codes"].fillna(""), strict=True
-    ):
-        if status in {"crashed", "failed"}:
-            text = "crash" if status == "crashed" else codes.replace(";", ", ") or "failed"
-            marks.append(Mark(int(place), int(level), text, status == "crashed"))
-    return tuple(marks)

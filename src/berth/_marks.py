@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,12 +41,13 @@ class _Place:
     start: tuple[float, float] | None
 
 
-def draw_marks(ax: Axes, lines: Sequence[Line], *, over_concurrency: bool, log: bool, merge: bool) -> None:
-    """A cross and a word at each point that crashed or failed; alike words at one place are merged if asked.
+def draw_marks(ax: Axes, lines: Sequence[Line], *, log: bool, merge: bool) -> None:
+    """A cross and a word at each point that crashed or failed, on axes over concurrency.
 
-    A crash is joined to the last point of its curve by dots, which are no part of the curve.
+    A crash is joined to the last point of its curve by dots, which are no part of the curve. Alike words at one
+    concurrency are merged if asked.
     """
-    places = [_place(line, mark, over_concurrency, log) for line in lines for mark in line.curve.marks]
+    places = [_place(line, mark, log) for line in lines for mark in line.curve.marks]
     alike = Counter((place.x, place.mark.text) for place in places)
     written: set[tuple[float, str]] = set()
     # Words that share a place are stacked; heights above it in points.
@@ -54,52 +55,54 @@ def draw_marks(ax: Axes, lines: Sequence[Line], *, over_concurrency: bool, log: 
     for place in places:
         mark, x, y = place.mark, place.x, place.y
         colour = place.line.colour
-        if place.start is not None and mark.crashed and over_concurrency:
+        if place.start is not None and mark.crashed:
             xs, ys = zip(place.start, (x, y), strict=True)
             ax.plot(xs, ys, color=colour, linestyle=":", linewidth=0.8, gid="crash-line")
-        ax.plot([x], [y], color=colour, marker="x", markersize=4.5, markeredgewidth=1.2, clip_on=False, gid="mark")
-        text = mark.text if over_concurrency else f"{mark.text} at {mark.concurrency}"
+        # A failed point stands on the lower edge whatever the scale.
+        on = ax.transData if mark.crashed else ax.get_xaxis_transform()
+        ax.plot([x], [y], "x", color=colour, ms=4.5, mew=1.2, clip_on=False, gid="mark", transform=on)
+        text = mark.text
         if merge:
-            if (x, mark.text) in written:
+            if (x, text) in written:
                 continue
-            written.add((x, mark.text))
-            count = alike[x, mark.text]
+            written.add((x, text))
+            count = alike[x, text]
             text += f" ({count} runs)" if count > 1 else ""
-        upright = over_concurrency and not mark.crashed
-        height = 0.55 * _SIZE_PT * len(text) + 4 if upright else _SIZE_PT + 1
-        first = x <= place.line.curve.concurrency[0] or not over_concurrency
+        first = x <= place.line.curve.concurrency[0]
+        side = 1 if first else -1
         ax.annotate(
             text,
             (x, y),
-            xytext=(0 if upright else 5 if first else -5, heights[x] + (2 if upright else 0)),
+            xycoords=on,
+            xytext=(side * (5 if mark.crashed else 3), heights[x]),
             textcoords="offset points",
             gid="crash" if mark.crashed else "failure",
-            **_words(colour, "center" if upright else "left" if first else "right", 90 if upright else 0),
+            color=colour,
+            fontsize=_SIZE_PT,
+            ha="left" if first else "right",
+            va="bottom",
+            rotation=0 if mark.crashed else 90,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
+            # Otherwise a stack of long words would push the axes together.
+            in_layout=False,
         )
-        heights[x] += height
+        heights[x] += _SIZE_PT + 1 if mark.crashed else 0.55 * _SIZE_PT * len(text) + 4
 
 
-def _words(colour: str, side: str, rotation: int) -> dict[str, Any]:
-    return {"color": colour, "fontsize": _SIZE_PT, "ha": side, "va": "bottom", "rotation": rotation}
-
-
-def _place(line: Line, mark: Mark, over_concurrency: bool, log: bool) -> _Place:
+def _place(line: Line, mark: Mark, log: bool) -> _Place:
     """Where a mark stands, and the last point of its curve before it.
 
-    A throughput that was counted until the crash is a place of its own, otherwise it is 0. A latency has no such
-    value: the mark stands at the height of the last point. Against a latency it stands at that point.
+    A failed point stands on the lower edge of the axes. So does a crash, or at the throughput that was counted until
+    then; a latency has no such value, so that it stands at the height of the last point.
     """
-    before = np.flatnonzero(np.isfinite(line.y[: mark.position]))
-    start = (float(line.x[before[-1]]), float(line.y[before[-1]])) if len(before) else None
-    if not over_concurrency:
-        x, y = start or _first(line)
-        return _Place(line, mark, x, y, start)
-    if log:
-        return _Place(line, mark, mark.concurrency, (start or _first(line))[1], start)
-    counted = float(line.raw[mark.position]) if mark.crashed else 0.0
-    return _Place(line, mark, mark.concurrency, counted if np.isfinite(counted) else 0.0, start)
-
-
-def _first(line: Line) -> tuple[float, float]:
     known = np.flatnonzero(np.isfinite(line.y))
-    return (float(line.x[known[0]]), float(line.y[known[0]])) if len(known) else (1.0, 1.0)
+    before = known[known < mark.position]
+    start = (float(line.x[before[-1]]), float(line.y[before[-1]])) if len(before) else None
+    if not mark.crashed:
+        height = 0.0
+    elif log:
+        height = start[1] if start else float(line.y[known[0]]) if len(known) else 1.0
+    else:
+        counted = float(line.raw[mark.position])
+        height = counted if np.isfinite(counted) else 0.0
+    return _Place(line, mark, mark.concurrency, height, start)

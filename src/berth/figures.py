@@ -11,11 +11,11 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from berth import _style as style
-from berth._curves import Curve, curves, notes
+from berth._curves import Curve, curves, notes, without_value
+from berth._layout import add_below
 from berth._marks import Line, draw_marks
 from berth._schema import nearest
 from berth.errors import BerthError
@@ -78,7 +78,6 @@ KINDS: dict[str, Kind] = {
 # Above this many curves they are told apart by platform only, and runs become thin lines.
 _MANY = 12
 _PANEL_HEIGHT_IN = 2.6
-_LEGEND_LINE_IN = 0.125
 
 
 def draw_figure(df: pd.DataFrame, kind: str, title: str, outputs: list[Path], note: str = "") -> None:
@@ -119,7 +118,8 @@ def make_figure(df: pd.DataFrame, kind: str, title: str, note: str = "") -> Figu
         for ax in axes[1:]:
             ax.tick_params(left=False)
         figure.suptitle(style.wrapped(title, width, 9), x=0.05 / width, ha="left", fontsize=8, weight="bold")
-        _add_below(figure, axes[0], [*([note] if note else []), *notes(df)], _handles(drawn))
+        absent = "" if panels[0].x == _CONCURRENCY else without_value(drawn)
+        add_below(figure, axes[0], [line for line in (note, *notes(df), absent) if line], _handles(drawn))
         return figure
 
 
@@ -148,10 +148,14 @@ def _draw_panel(ax: Axes, panel: Panel, kind: Kind, drawn: list[Curve], most_tic
     for number, curve in enumerate(drawn):
         x, y = _xy(panel, curve)
         look = _look(curve, drawn)
-        _draw_curve(ax, curve, x, y, look, name=f"{panel.x}-{panel.column}-{number}")
+        if len(drawn) <= _MANY:
+            _draw_curve(ax, curve, x, y, look, name=f"{panel.x}-{panel.column}-{number}")
         lines.append(Line(curve, x, y, curve.raw(panel.column), look["color"]))
-    draw_marks(ax, lines, over_concurrency=over_concurrency, log=kind.log, merge=len(drawn) > _MANY)
-    if not over_concurrency:
+    if len(drawn) > _MANY:
+        _draw_bundles(ax, lines, name=f"{panel.x}-{panel.column}")
+    if over_concurrency:
+        draw_marks(ax, lines, log=kind.log, merge=len(drawn) > _MANY)
+    else:
         style.log_axis(ax.xaxis, dense=False)
         _name_levels(ax, lines)
     if kind.log:
@@ -169,8 +173,7 @@ def _draw_panel(ax: Axes, panel: Panel, kind: Kind, drawn: list[Curve], most_tic
 
 def _look(curve: Curve, drawn: list[Curve]) -> dict[str, Any]:
     if len(drawn) > _MANY:
-        plain = {"linestyle": "-", "linewidth": 0.5, "marker": ".", "markersize": 1.5, "alpha": 0.5}
-        return style.look(curve.group, 0) | plain
+        return style.look(curve.group, 0)
     return style.look(curve.group, curve.run, alone=len({other.group for other in drawn}) == 1)
 
 
@@ -180,6 +183,26 @@ def _draw_curve(ax: Axes, curve: Curve, x: Numbers, y: Numbers, look: dict[str, 
     hollow = curve.flagged & np.isfinite(y)
     if hollow.any():
         ax.plot(x[hollow], y[hollow], gid=f"flagged-{name}", zorder=3, **(look | _hollow(look["color"])))
+
+
+def _draw_bundles(ax: Axes, lines: list[Line], *, name: str) -> None:
+    """All runs of a group as one thin line with lifted pen between them: thousands of artists would take minutes."""
+    for group in dict.fromkeys(line.curve.group for line in lines):
+        of_group = [line for line in lines if line.curve.group == group]
+        pen_up = np.array([np.nan])
+        x, y = (np.concatenate([part for line in of_group for part in (getattr(line, axis), pen_up)]) for axis in "xy")
+        thin: dict[str, Any] = {
+            "color": of_group[0].colour,
+            "linewidth": 0.5,
+            "marker": ".",
+            "markersize": 2,
+            "markeredgewidth": 0,
+        }
+        ax.plot(x, y, gid=f"bundle-{name}-{group}", label=of_group[0].curve.platform, alpha=0.6, **thin)
+        flags = np.concatenate([part for line in of_group for part in (line.curve.flagged, [False])])
+        hollow = flags & np.isfinite(y)
+        if hollow.any():
+            ax.plot(x[hollow], y[hollow], gid=f"flagged-{name}-{group}", marker="o", **_hollow(of_group[0].colour))
 
 
 def _hollow(colour: str) -> dict[str, Any]:
@@ -222,60 +245,3 @@ def _handles(drawn: list[Curve]) -> list[Line2D]:
     if any(curve.flagged.any() for curve in drawn):
         handles.append(Line2D([], [], label="flagged (hollow)", marker="o", **_hollow(style.GREY)))
     return handles
-
-
-def _add_below(figure: Figure, ax: Axes, told: list[str], handles: list[Line2D]) -> None:
-    """The legend and the small print; the figure grows by what stands below the axes.
-
-    The legend is put in the upper left, where curves that rise leave room, as in the paper, and below when that hides
-    data.
-    """
-    inside = bool(handles) and len(handles) <= 8
-    if inside:
-        ax.legend(handles=handles, loc="upper left")
-        figure.draw_without_rendering()
-        inside = not _legend_hides_data(ax)
-    width, height = figure.get_size_inches()
-    text = "\n".join(style.wrapped(line, width - 0.1, style.NOTE_SIZE_PT) for line in told)
-    notes_in = (text.count("\n") + 1) * style.NOTE_SIZE_PT * 1.2 / 72 + 0.08 if text else 0.0
-    columns = (
-        1 if max((len(str(handle.get_label())) for handle in handles), default=0) > width * 9 else int(width // 1.7)
-    )
-    legend_in = 0.0 if inside or not handles else -(-len(handles) // columns) * _LEGEND_LINE_IN + 0.06
-    total = height + notes_in + legend_in
-    figure.set_size_inches(width, total)
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(rect=(0, (notes_in + legend_in) / total, 1, height / total))
-    if legend_in:
-        legend = ax.get_legend()
-        if legend is not None:
-            legend.remove()
-        below = figure.legend(
-            handles=handles, loc="lower center", bbox_to_anchor=(0.5, notes_in / total), ncols=columns, borderaxespad=0
-        )
-        # Constrained layout would make room for it a second time.
-        below.set_in_layout(False)
-    place: dict[str, Any] = {
-        "va": "bottom",
-        "linespacing": 1.15,
-        "color": style.GREY,
-        "fontsize": style.NOTE_SIZE_PT,
-        "gid": "notes",
-    }
-    figure.text(0.05 / width, 0.04 / total, text, **place)
-
-
-def _legend_hides_data(ax: Axes) -> bool:
-    legend = ax.get_legend()
-    if legend is None:
-        return False
-    box = legend.get_window_extent().padded(4)
-    for line in ax.get_lines():
-        places = ax.transData.transform(np.asarray(line.get_xydata(), dtype=float))
-        # Points between the markers, because the line hides behind the legend too.
-        steps = np.linspace(places[:-1], places[1:], 9).reshape(-1, 2) if len(places) > 1 else places
-        within = (steps > [box.x0, box.y0]) & (steps < [box.x1, box.y1])
-        if within.all(axis=1).any():
-            return True
-    return False
