@@ -153,9 +153,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises bare Exception, also for a missing file.
-        raise BerthError(
-            f"{path} is no tokenizer.json that can be read ({error}): check the model directory."
-        ) from error
+        raise BerthError(f"{path} cannot be read as a tokenizer.json ({error}): check the model.") from error
 
 
 def _conversations(tokenizer: Tokenizer, pairs: list[tuple[int, int]], seed: int) -> list[dict[str, Any]]:
