@@ -169,7 +169,7 @@ class _Wait:
         """Return while waiting makes sense."""
         server = self._server
         if not server.alive():
-            if sockets.listeners(server.launch.port) - self._own_sockets():
+            if sockets.listeners(server.launch.host, server.launch.port) - self._own_sockets():
                 raise self._port_taken(f"The server ended, and another process listens. {server.died().cause}")
             raise server.died()
         moved = self._meter.sample()
@@ -205,8 +205,7 @@ class _Wait:
             self._watch()
 
     def _listens(self) -> bool:
-        port = self._server.launch.port
-        listening = sockets.listeners(port)
+        listening = sockets.listeners(self._server.launch.host, self._server.launch.port)
         own = self._own_sockets()
         # vLLM sets SO_REUSEPORT: two servers of one user can share a port, and requests go to either.
         if listening & own and listening - own:

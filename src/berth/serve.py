@@ -120,7 +120,7 @@ class Server:
 
     def pin(self) -> None:
         """Remember the sockets that listen on the port now, so that check() notices another server in their place."""
-        self._listeners = sockets.listeners(self.launch.port)
+        self._listeners = sockets.listeners(self.launch.host, self.launch.port)
 
     def check(self) -> None:
         """Return when the server is the one that was started, and is there.
@@ -130,7 +130,7 @@ class Server:
         """
         if not self.alive():
             raise self.died()
-        if self._listeners and sockets.listeners(self.launch.port) != self._listeners:
+        if self._listeners and sockets.listeners(self.launch.host, self.launch.port) != self._listeners:
             raise self.died(
                 f"The server on port {self.launch.port} was replaced, or no longer listens, while its process "
                 f"{self.pid} runs."
@@ -171,7 +171,7 @@ class Server:
         if removed:
             logger.info("Removed what the server left in /dev/shm: %s", ", ".join(removed))
         deadline = time.monotonic() + _PORT_FREE_S
-        while sockets.listeners(self.launch.port) & owned:
+        while sockets.listeners(self.launch.host, self.launch.port) & owned:
             if time.monotonic() > deadline:
                 raise BerthError(
                     f"Port {self.launch.port} is still held after the server and its processes ended. A container of "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import os
 import random
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,16 +66,28 @@ def _can_listen(host: str, port: int) -> bool:
     return True
 
 
-def listeners(port: int) -> frozenset[str]:
-    """The inodes of the sockets that listen on a TCP port of this host, at any address."""
+def listeners(host: str, port: int) -> frozenset[str]:
+    """The inodes of the sockets of this host that a connection to this address and TCP port may reach."""
+    wanted = {ipaddress.ip_address(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     found = set()
     for table in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                address, _, number = fields[1].rpartition(":")
+                if fields[3] != _LISTEN or int(number, 16) != port:
+                    continue
+                bound = _address(address)
+                if bound.is_unspecified or bound in wanted or any(entry.is_unspecified for entry in wanted):
                     found.add(fields[9])
     return frozenset(found)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address as /proc/net/tcp shows it: words of 32 bits in the byte order of the machine."""
+    words = [int(text[start : start + 8], 16).to_bytes(4, sys.byteorder) for start in range(0, len(text), 8)]
+    address = ipaddress.ip_address(b"".join(words))
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def sockets_of(pids: Iterable[int]) -> frozenset[str]:

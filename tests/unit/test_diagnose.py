@@ -21,7 +21,7 @@ INFO 11-24 03:51:02 [utils.py:233] this flag is deprecated
 (EngineCore pid=12) INFO 11-24 03:51:12 [gpu_model_runner.py:1] Starting to load model
 (EngineCore pid=12) ERROR 11-24 03:51:20 [core.py:900] EngineCore failed to start.
 (EngineCore pid=12) ERROR 11-24 03:51:20 [core.py:900] Traceback (most recent call last):
-(EngineCore pid=12) ERROR 11-24 03:51:20 [core.py:900] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
+(EngineCore pid=12) ERROR 11-24 03:51:20 [core.py:900] torch.OutOfMemoryError: CUDA out of memory. Tried 2 GB
 (APIServer pid=10) Traceback (most recent call last):
 (APIServer pid=10)   File "api_server.py", line 1, in <module>
 (APIServer pid=10) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
@@ -32,7 +32,7 @@ def test_root_cause_wins_over_its_echo() -> None:
     """The engine's own error is the cause, not the parent's repetition, whatever the order of the table."""
     found = diagnose(VLLM_LOG, known_failures=[ENGINE, MEMORY], returncode=1)
     assert (found.cause, found.remedy) == (MEMORY.cause, MEMORY.remedy)
-    assert found.line.endswith("CUDA out of memory. Tried to allocate 2 GiB")
+    assert found.line.endswith("CUDA out of memory. Tried 2 GB")
     assert found.tail.endswith("Failed core proc(s): {}")
 
 
@@ -46,8 +46,7 @@ def test_unknown_failure_shows_the_error_that_is_no_echo() -> None:
     """Without a known failure the engine's exception and the exit code are told."""
     found = diagnose(VLLM_LOG, known_failures=[], returncode=1)
     assert found.cause == (
-        "The server ended with exit code 1. The log says: "
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
+        "The server ended with exit code 1. The log says: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GB"
     )
 
 
