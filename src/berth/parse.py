@@ -102,7 +102,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         scheduler=value["scheduler"],
         runtime=value["runtime"],
         models_dir=value["paths"]["models"],
-        images_dir=value["paths"]["images"],
+        images_dir=value["paths"].get("images", ""),
         scratch_dir=value["paths"]["scratch"],
         store=Store(**value["store"]),
         host=value["server"]["host"],

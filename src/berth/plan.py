@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
-from berth.published import list_published
 from berth.record import peek
 from berth.spec import Definition, define
 
@@ -87,6 +86,30 @@ class Plan:
                 drawn[name] = PUBLISHED_KINDS
         return drawn
 
+    def published_of(self, experiment: str, kind: str) -> tuple[str, ...]:
+        """The published curves that belong into a figure; a published set knows output throughput alone."""
+        return self.config.experiments[experiment].published if kind in PUBLISHED_KINDS else ()
+
+    @cached_property
+    def not_run(self) -> list[dict[str, Any]]:
+        """Rows for points that a run with a failure has not reached, so that its curve is seen to end early."""
+        failed = {key.rpartition("/")[0] for key in self.failures}
+        known = self.existing | set(self.failures)
+        return [
+            {
+                "experiment": run.id.experiment,
+                "platform": run.id.platform,
+                "deployment": run.deployment.name,
+                "spec": run.id.spec,
+                "run": run.id.run,
+                "concurrency": point.concurrency,
+            }
+            for run in self.runs.values()
+            if run.id.key in failed
+            for point in run.points
+            if point.key not in known
+        ]
+
     def run(self, experiment: str, platform: str, spec: str, run: str | int) -> Run:
         """The run at these coordinates.
 
@@ -111,6 +134,36 @@ class Plan:
         if where.point(int(concurrency)).key in self.spooled:
             return []
         return [f"{self.config.results}/sweeps/{where.key}.attempt{self.attempts.get(where.key, 1)}.done"]
+
+    def sweep_request(self, experiment: str, platform: str, spec: str, run: str | int) -> dict[str, Any]:
+        """The fields of sweep.SweepRequest, receipts apart, as plain values."""
+        found = self.run(experiment, platform, spec, run)
+        config, deployment, where = self.config, found.deployment, found.id
+        settings = config.platforms[deployment.platform]
+        site = settings.recipes.get(deployment.recipe)
+        return {
+            "experiment": where.experiment,
+            "platform": where.platform,
+            "spec": where.spec,
+            "run": where.run,
+            "definition": found.definition.full,
+            "levels": list(found.benchmark.concurrency),
+            "deployment": asdict(deployment),
+            "benchmark": asdict(found.benchmark),
+            "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
+            "platform_settings": {
+                "accelerator": asdict(settings.accelerator),
+                "runtime": settings.runtime,
+                "host": settings.host,
+                "ports": list(settings.ports),
+                "scratch_dir": settings.scratch_dir,
+            },
+            "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
+            "repo": config.models[deployment.model].repo,
+            "results": config.results,
+            "settings": asdict(config.sweep),
+            "restarts": found.experiment.restarts,
+        }
 
     def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """Reference, digest and kind of the image of a recipe's version on a platform."""

@@ -28,7 +28,7 @@ rule sweep:
 
 rule point:
     input:
-        lambda w: PLAN.marker_of(**w),
+        marker_of,
     output:
         record=f"{POINT}.json",
         requests=f"{POINT}.requests.json.gz",
@@ -37,7 +37,6 @@ rule point:
         experiment=PLAN.only_missing,
     params:
         results=RESULTS,
-        spec_file=lambda w: PLAN.spec_of(w.experiment, w.platform, w.spec, w.run),
     log:
         f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}.log",
     script:

@@ -50,9 +50,19 @@ def figure_files():
     ]
 
 
+def run_of(w):
+    """The run that a rule's wildcards name."""
+    return PLAN.run(w.experiment, w.platform, w.spec, w.run)
+
+
+def marker_of(w):
+    """The marker of the sweep that measures a point; none for a point that waits in the spool."""
+    return PLAN.marker(w.experiment, w.platform, w.spec, w.run, w.concurrency)
+
+
 def sweep_inputs(wildcards):
     """The receipts that one sweep reads: the staged model, the staged image, the dataset."""
-    run = PLAN.run_of(**wildcards)
+    run = run_of(wildcards)
     platform = run.deployment.platform
     return {
         "model": f"{RESULTS}/staged/{platform}/{run.deployment.model}.json",

@@ -1,0 +1,49 @@
+"""The tidy table and the figures of the workflow: measured points and published curves side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from berth.figures import draw_figure
+from berth.published import find_figure, read_published
+from berth.tidy import read_tidy, tidy_records, write_tidy
+
+
+def tidy(
+    *,
+    records: list[str],
+    failures: list[str],
+    not_run: list[dict[str, Any]],
+    labels: dict[str, str],
+    parquet: str,
+    csv: str,
+) -> None:
+    """Write one row per point from the records' paths; `not_run` are rows of points that a run did not reach."""
+    table = tidy_records([Path(p) for p in records], [Path(p) for p in failures], not_run, labels)
+    write_tidy(table, Path(parquet), Path(csv))
+
+
+def figure(
+    *,
+    table: str,
+    published: list[str],
+    published_dir: str,
+    experiment: str,
+    kind: str,
+    title: str,
+    outputs: list[str],
+) -> None:
+    """Draw one kind of figure of an experiment, with the published curves (SET/FIGURE) that belong beside it."""
+    measured = read_tidy(Path(table))
+    parts = [measured[measured["experiment"] == experiment]]
+    notes = []
+    for reference in published:
+        described, found = find_figure(Path(published_dir), reference)
+        parts.append(read_published(found.path))
+        notes.append(f"Published: {described.citation}")
+    present = [part for part in parts if len(part)]
+    rows = pd.concat(present, ignore_index=True) if present else measured.iloc[:0]
+    draw_figure(rows, kind, title, [Path(path) for path in outputs], " ".join(notes))

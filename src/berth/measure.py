@@ -1,0 +1,302 @@
+"""One server under measurement: from its start until it is warm, then point by point."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import secrets
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from berth.bench import BenchSettings
+from berth.client import BenchClient, ClientFailed, open_client
+from berth.errors import BerthError
+from berth.launch import WORKER
+from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
+from berth.ready import wait_until_ready
+from berth.recording import Instance, failure_of, point_record, wall_since
+from berth.serve import Server, ServerDied, serve
+from berth.validity import Observed, Thresholds, judge
+from berth.watchdog import Stalled, TokenWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from berth.launch import Deployed
+    from berth.measurement import Measurement
+    from berth.sweep import SweepRequest
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.2
+_REQUEST_TIMEOUT_S = 10.0
+# The client's own count moves at every finished request; the server is only asked when it has not moved for this long,
+# so that asking does not disturb the measurement.
+_ASK_SERVER_AFTER_S = 15.0
+_CHECK_LEASE_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point that can be believed."""
+
+    record: dict[str, Any]
+    requests: dict[str, Any]
+    client_duration_s: float
+    told: str
+
+
+class PointFailed(Exception):  # noqa: N818  # What happened, as in the record.
+    """A point that was refused or broke off: its record, and the server's death where that was the cause."""
+
+    def __init__(
+        self, record: dict[str, Any], requests: dict[str, Any] | None, cause: str, death: ServerDied | None
+    ) -> None:
+        super().__init__(cause)
+        self.record, self.requests, self.cause, self.death = record, requests, cause, death
+
+
+class Session:
+    """One ready and warm server with its client."""
+
+    def __init__(
+        self,
+        deployed: Deployed,
+        request: SweepRequest,
+        server: Server,
+        client: BenchClient,
+        settings: BenchSettings,
+        check_lease: Callable[[], None],
+        number: int,
+    ) -> None:
+        self._deployed = deployed
+        self._request = request
+        self._server = server
+        self._client = client
+        self._settings = settings
+        self._check_lease = check_lease
+        self._has_metrics = bool(deployed.recipe.ready.metrics)
+        self._instance = Instance(number, [], server.launch.argv)
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(
+        cls,
+        deployed: Deployed,
+        request: SweepRequest,
+        token: str,
+        number: int,
+        check_lease: Callable[[], None],
+    ) -> Iterator[Session]:
+        """Start server and client side by side, wait until both are ready, and warm the server up."""
+        # Nobody else knows it, and it dies with the server.
+        key = secrets.token_urlsafe(32)
+        port = deployed.free_port()
+        launch = deployed.launch(port, key)
+        settings = _bench_settings(deployed, request, port)
+        python, program = deployed.client(port, key, token)
+        with (
+            serve(
+                launch,
+                log_path=deployed.server_log,
+                token=token,
+                grace_s=request.settings["stop_grace_s"],
+                known_failures=deployed.known_failures,
+            ) as server,
+            open_client(
+                command_prefix=python.argv,
+                worker_path=WORKER,
+                vllm_command=program.argv,
+                env=python.env,
+                secret_env=python.secret_env,
+                log_path=deployed.client_log,
+                mode=request.settings["client_mode"],
+            ) as client,
+        ):
+            session = cls(deployed, request, server, client, settings, check_lease, number)
+            # It imports vLLM and reads the dataset while the server loads the model.
+            client.prepare(settings)
+            timeline = wait_until_ready(
+                server,
+                api_key=key,
+                checks=deployed.checks,
+                stall_s=request.settings["stall_s"],
+                request_timeout_s=_REQUEST_TIMEOUT_S,
+                poll_s=_POLL_S,
+            )
+            session._instance.timeline.extend(timeline.as_json())
+            client.wait_ready(should_stop=server.check)
+            session._warm_up()
+            yield session
+
+    def _warm_up(self) -> None:
+        count = self._request.benchmark["warm_up_prompts"]
+        if count:
+            concurrency = min(count, max(self._request.levels))
+            self._client.warm_up(
+                self._settings,
+                self._deployed.scratch,
+                num_prompts=count,
+                concurrency=concurrency,
+                should_stop=self._server.check,
+            )
+        elapsed_s = time.monotonic() - self._server.started
+        self._instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})
+        logger.info("server: warm after %.1f s", elapsed_s)
+
+    def measure(self, level: int, on_progress: Callable[[int, int], None]) -> Point:
+        """Measure one level and judge it.
+
+        Raises:
+            PointFailed: refused, or broken off; with the server's death where the server is dead.
+            Terminated, BerthError: the sweep itself must end; nothing is recorded.
+        """
+        watch = _Watch(self, on_progress)
+        started = time.time()
+        try:
+            self._server.check()
+            before = self._counters(wait_idle)
+            measured = self._client.measure(
+                self._settings, level, self._deployed.scratch, watch.progress, watch.should_stop
+            )
+            self._server.check()
+            counted = self._difference(before)
+        except (ServerDied, Stalled, ClientFailed) as error:
+            raise self._broke_off(level, error, started) from None
+        return self._judged(level, measured, counted)
+
+    def counters_now(self) -> Snapshot | None:
+        """The server's counters, None where they cannot be read now."""
+        return self._counters(read_metrics)
+
+    def _counters(self, read: Callable[[str, float], Snapshot]) -> Snapshot | None:
+        if not self._has_metrics:
+            return None
+        try:
+            return read(self._server.base_url, _REQUEST_TIMEOUT_S)
+        except BerthError as error:
+            self._server.check()
+            logger.warning("no server metrics: %s", error)
+            return None
+
+    def _difference(self, before: Snapshot | None) -> Difference | None:
+        after = self._counters(wait_idle)
+        return None if before is None or after is None else difference(before, after)
+
+    def _judged(self, level: int, measured: Measurement, counted: Difference | None) -> Point:
+        client = measured.client_section()
+        judgement = judge(
+            Observed(
+                result=measured.result,
+                requests=measured.requests,
+                concurrency=level,
+                num_prompts=self._request.benchmark["num_prompts"],
+                request_rate=self._request.benchmark["request_rate"],
+                server_metrics=counted.server_metrics if counted else None,
+                restarted=counted.restarted if counted else False,
+                cpu_fraction=client["cpu_fraction"],
+            ),
+            Thresholds(**self._request.benchmark["validity"]),
+        )
+        failure = None
+        refused = judgement.verdict == "refused"
+        if refused:
+            reasons = " ".join(reason.message for reason in judgement.reasons)
+            failure = {
+                "kind": "invalid",
+                "cause": reasons,
+                "remedy": f"docs/validity.md explains {', '.join(reason.code for reason in judgement.reasons)}.",
+                "log": self._deployed.log_name(self._deployed.client_log),
+            }
+        record = point_record(
+            self._deployed,
+            level,
+            self._instance,
+            client=client,
+            wall=measured.wall_section(),
+            version=measured.version,
+            result=measured.result,
+            server_metrics=counted.server_metrics if counted else None,
+            validity=judgement.as_dict(),
+            failure=failure,
+        )
+        if failure:
+            raise PointFailed(record, measured.requests, failure["cause"], None)
+        throughput = measured.result.get("output_throughput")
+        told = f"{throughput:.1f} output tokens/s" if isinstance(throughput, float) else "measured"
+        flags = ", ".join(reason.code for reason in judgement.reasons)
+        return Point(
+            record, measured.requests, measured.client_duration_s or 0.0, told + (f", {flags}" if flags else "")
+        )
+
+    def _broke_off(self, level: int, error: BerthError, started: float) -> PointFailed:
+        death = error if isinstance(error, ServerDied) else None
+        if death is None:
+            # A client that lost its server fails first; the server's end is the cause then.
+            try:
+                self._server.check()
+            except ServerDied as found:
+                death = found
+        if isinstance(error, Stalled):
+            death = self._server.died(error.cause)
+        failure = failure_of(death or error, self._deployed.log_name(self._deployed.server_log))
+        record = point_record(
+            self._deployed,
+            level,
+            self._instance,
+            client=self._client.describe(self._settings, level),
+            wall=wall_since(started),
+            version=self._client.version,
+            failure=failure,
+        )
+        return PointFailed(record, None, failure["cause"], death)
+
+
+class _Watch:
+    """What is looked at several times a second while a point runs."""
+
+    def __init__(self, session: Session, on_progress: Callable[[int, int], None]) -> None:
+        self._session = session
+        self._on_progress = on_progress
+        self._completed = 0
+        self._moved = self._leased = time.monotonic()
+        self._tokens = TokenWatch(self._read, stall_s=session._request.settings["point_stall_s"])  # noqa: SLF001
+
+    def progress(self, completed: int, total: int) -> None:
+        if completed != self._completed:
+            self._completed, self._moved = completed, time.monotonic()
+        self._on_progress(completed, total)
+
+    def should_stop(self) -> None:
+        session = self._session
+        session._server.check()  # noqa: SLF001
+        now = time.monotonic()
+        if now - self._leased > _CHECK_LEASE_EVERY_S:
+            self._leased = now
+            session._check_lease()  # noqa: SLF001
+            self._tokens.check()
+
+    def _read(self) -> float | None:
+        if time.monotonic() - self._moved < _ASK_SERVER_AFTER_S:
+            return float(self._completed)
+        counters = self._session.counters_now()
+        tokens = counters.counters.get("generation_tokens") if counters else None
+        return None if tokens is None else self._completed + tokens
+
+
+def _bench_settings(deployed: Deployed, request: SweepRequest, port: int) -> BenchSettings:
+    benchmark = request.benchmark
+    rate = benchmark["request_rate"]
+    return BenchSettings(
+        base_url=deployed.base_url(port),
+        served_model=request.repo,
+        tokenizer=str(deployed.model_dir),
+        dataset_path=deployed.dataset_path,
+        num_prompts=benchmark["num_prompts"],
+        seed=benchmark["seed"],
+        request_rate=math.inf if rate == "inf" else float(rate),
+        temperature=benchmark["temperature"],
+        extra_args=("--ignore-eos",) if benchmark["ignore_eos"] else (),
+    )

@@ -1,0 +1,101 @@
+"""The record of a point, from what a sweep knows of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from berth.client import ClientFailed
+from berth.record import build_record
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from berth.errors import BerthError
+    from berth.launch import Deployed
+
+NOT_JUDGED = {"verdict": "refused", "reasons": []}
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One server of a sweep: its number, its start-up timeline and its command line without secrets."""
+
+    number: int
+    timeline: list[dict[str, Any]]
+    command: Sequence[str]
+
+
+def job_id() -> str | None:
+    """The scheduler's id of this job, None outside one."""
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("FLUX_JOB_ID")
+
+
+def failure_of(error: BerthError, log: str) -> dict[str, Any]:
+    """The `failure` of a record for what ended a point or a start; errors that say cause and remedy are asked."""
+    return {
+        "kind": getattr(error, "kind", "client" if isinstance(error, ClientFailed) else "crash"),
+        "cause": str(getattr(error, "cause", str(error).splitlines()[0])),
+        "remedy": str(getattr(error, "remedy", "Read the log.")),
+        "log": log,
+    }
+
+
+def point_record(
+    deployed: Deployed,
+    concurrency: int,
+    instance: Instance,
+    *,
+    client: dict[str, Any],
+    wall: dict[str, Any],
+    version: str | None = None,
+    result: dict[str, Any] | None = None,
+    server_metrics: dict[str, float | None] | None = None,
+    validity: dict[str, Any] | None = None,
+    failure: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The record of a point that was measured, refused or broken off."""
+    request = deployed.request
+    return build_record(
+        point={
+            "experiment": request.experiment,
+            "platform": request.platform,
+            "spec": request.spec,
+            "run": request.run,
+            "concurrency": concurrency,
+            "deployment": request.deployment["name"],
+        },
+        spec=request.definition,
+        server={
+            "host": socket.gethostname(),
+            "job_id": job_id(),
+            "instance": instance.number,
+            "image": {"reference": deployed.image["reference"], "digest": deployed.image["digest"]},
+            "version": version,
+            "command": list(instance.command),
+            "timeline": instance.timeline,
+        },
+        client=client,
+        result=result,
+        has_requests=result is not None,
+        server_metrics=server_metrics,
+        validity=validity or NOT_JUDGED,
+        wall=wall,
+        failure=failure,
+    )
+
+
+def no_client() -> dict[str, Any]:
+    """The `client` of a record of a server that never became ready."""
+    return {"name": "vllm-bench", "version": None, "mode": "warm", "command": [], "cpu_s": None, "cpu_fraction": None}
+
+
+def wall_since(started: float) -> dict[str, Any]:
+    """The `wall` of a point without a measurement, from `started` (seconds since 1970) until now."""
+    now = time.time()
+    start, end = (datetime.fromtimestamp(t, UTC).isoformat(timespec="milliseconds") for t in (started, now))
+    return {"start": start, "end": end, "duration_s": now - started, "client_duration_s": None}

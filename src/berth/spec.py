@@ -1,0 +1,113 @@
+"""What defines a measurement, and its short hash: another definition is another folder, and old data stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from berth.decide import Decision, Site, decide
+from berth.errors import BerthError
+from berth.fsio import canonical_json, sha256_text
+from berth.image import PACKAGE, read_lock
+from berth.recipes import load_recipe
+
+if TYPE_CHECKING:
+    from berth.config import Benchmark, Config, Deployment, Platform
+    from berth.recipe import Recipe
+
+SPEC_SCHEMA = 1
+LOCKS = Path(__file__).parent / "locks"
+_ID_DIGITS = 10
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A measurement's definition: `full` is what is hashed, `image` what has to be staged for it."""
+
+    id: str
+    full: dict[str, Any]
+    image: dict[str, Any]
+
+
+def define(config: Config, deployment: Deployment, benchmark: Benchmark, root: Path) -> Definition:
+    """The definition of a deployment under a benchmark.
+
+    It holds model and revision, image, serving arguments and environment, parallelism, hardware and benchmark. It does
+    not hold the levels of concurrency, the number of runs, ports, paths and waiting times: those may change without
+    making a point another one.
+
+    Raises:
+        BerthError: the model is not pinned, or recipe and deployment do not go together.
+    """
+    model = config.models[deployment.model]
+    platform = config.platforms[deployment.platform]
+    if model.source == "hub" and model.revision is None:
+        raise BerthError(
+            f"{config.config_dir}/models/{model.name}.yaml: revision: the model is not pinned, so nothing can be "
+            f"measured with it. Put in the commit that `git ls-remote https://huggingface.co/{model.repo} HEAD` prints, "
+            "or leave its experiments out with select."
+        )
+    recipe = load_recipe(root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml")
+    decision = decide_for(recipe, deployment, platform)
+    image = _image(recipe, deployment, platform)
+    full = {
+        "schema": SPEC_SCHEMA,
+        "model": {"name": model.name, **model.identity},
+        "image": {"reference": image["reference"], "digest": image["digest"]},
+        "serve": {
+            "recipe": deployment.recipe,
+            "version": deployment.version,
+            "nodes": deployment.nodes,
+            "tensor_parallel": deployment.tensor_parallel,
+            "pipeline_parallel": deployment.pipeline_parallel,
+            "args": decision.args,
+            "env": decision.env,
+        },
+        "hardware": {
+            "platform": platform.name,
+            "accelerator": platform.accelerator.name,
+            "accelerators_per_node": platform.accelerator.per_node,
+        },
+        "benchmark": {
+            "dataset": config.datasets[benchmark.dataset].identity,
+            "num_prompts": benchmark.num_prompts,
+            "seed": benchmark.seed,
+            "request_rate": benchmark.request_rate,
+            "temperature": benchmark.temperature,
+            "ignore_eos": benchmark.ignore_eos,
+            "warm_up_prompts": benchmark.warm_up_prompts,
+            "client": "vllm-bench",
+        },
+    }
+    return Definition(sha256_text(canonical_json(full))[:_ID_DIGITS], full, image)
+
+
+def site_of(platform: Platform, recipe: str) -> Site:
+    """What a platform sets for a recipe."""
+    settings = platform.recipes.get(recipe)
+    return Site(args=settings.args, env=settings.env, reason=settings.reason) if settings else Site()
+
+
+def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform) -> Decision:
+    """The settings of a deployment on its platform."""
+    return decide(
+        recipe,
+        accelerator=platform.accelerator.kind,
+        version=deployment.version,
+        platform_name=platform.name,
+        device=platform.accelerator.name,
+        site=site_of(platform, recipe.name),
+        deployment_args=deployment.args,
+        deployment_env=deployment.env,
+        deployment_reason=deployment.reason,
+        nodes=deployment.nodes,
+    )
+
+
+def _image(recipe: Recipe, deployment: Deployment, platform: Platform) -> dict[str, Any]:
+    image = recipe.image(deployment.version, platform.accelerator.kind)
+    if image.kind == "container":
+        return {"kind": image.kind, "reference": image.reference, "digest": image.digest or None}
+    lock = read_lock(LOCKS / image.lock)
+    return {"kind": image.kind, "reference": lock.pin(PACKAGE), "digest": lock.digest, "lock": image.lock}

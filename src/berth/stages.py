@@ -1,0 +1,71 @@
+"""Models into the object store and onto the cluster, images onto the cluster: what a platform's settings ask for."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from berth.image import default_cache_dir, stage_environment
+from berth.seaweed import embedded_store
+from berth.store import push_model, stage_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def _endpoint(store: dict[str, Any], data_dir: str) -> Iterator[dict[str, Any]]:
+    """How a store is reached: the site's own, or an embedded one that lives as long as the block."""
+    if store["kind"] == "embedded":
+        with embedded_store(Path(data_dir)) as running:
+            yield {
+                "endpoint_url": running.endpoint_url,
+                "region": running.region,
+                "credentials": running.credentials,
+                "addressing_style": "path",
+            }
+    else:
+        yield {
+            "endpoint_url": store["endpoint_url"],
+            "region": store["region"],
+            "addressing_style": store["addressing_style"],
+        }
+
+
+def _prefix(store: dict[str, Any], repo: str) -> str:
+    return "/".join(part for part in (store["prefix"].strip("/"), repo) if part)
+
+
+def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, receipt: str, data_dir: str) -> None:
+    """Upload a model; `store` holds the fields of config.Store, `data_dir` is where an embedded store keeps its data."""
+    with _endpoint(store, data_dir) as endpoint:
+        push_model(
+            model_dir=Path(model_dir),
+            manifest_path=Path(manifest),
+            bucket=store["bucket"],
+            prefix=_prefix(store, repo),
+            receipt_path=Path(receipt),
+            **endpoint,
+        )
+
+
+def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str) -> None:
+    """Bring a model from the store into `models_dir`/ORG/NAME."""
+    with _endpoint(store, data_dir) as endpoint:
+        stage_model(
+            bucket=store["bucket"],
+            prefix=_prefix(store, repo),
+            dest=Path(models_dir).expanduser() / repo,
+            receipt_path=Path(receipt),
+            **endpoint,
+        )
+
+
+def stage_image(image: dict[str, Any], images_dir: str, receipt: str) -> None:
+    """Bring an image onto the platform: a pinned environment is built once in `images_dir` and reused."""
+    stage_environment(
+        lock_file=Path(__file__).parent / "locks" / image["lock"],
+        cache_dir=Path(images_dir).expanduser() if images_dir else default_cache_dir(),
+        receipt_path=Path(receipt),
+    )

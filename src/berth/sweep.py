@@ -1,0 +1,212 @@
+"""One scheduler job: bring up one server, measure the missing points of one run in order, take it down."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from berth.coordinates import RunId
+from berth.errors import BerthError
+from berth.launch import Deployed, prepare
+from berth.lease import lease
+from berth.measure import PointFailed, Session
+from berth.processes import new_token
+from berth.progress import SweepProgress, span
+from berth.ready import PortTaken
+from berth.recording import Instance, failure_of, no_client, point_record, wall_since
+from berth.serve import ServerDied
+from berth.signals import terminate_as_exception
+from berth.spool import Spool
+
+if TYPE_CHECKING:
+    from berth.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+_PORT_TRIES = 3
+_HEARTBEATS_PER_STALE = 6
+
+
+class StartFailed(BerthError):  # noqa: N818  # What happened.
+    """A server did not become ready; nothing was measured on it."""
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """Everything that one sweep is told: plain values, so that Snakemake can hand them to its job.
+
+    `definition` is the spec in full; `levels` are all levels of the benchmark, measured or not. Times are in seconds.
+    """
+
+    experiment: str
+    platform: str
+    spec: str
+    run: int
+    definition: dict[str, Any]
+    levels: list[int]
+    deployment: dict[str, Any]
+    benchmark: dict[str, Any]
+    recipe_file: str
+    platform_settings: dict[str, Any]
+    site: dict[str, Any]
+    repo: str
+    results: str
+    settings: dict[str, Any]
+    restarts: int
+    model_receipt: str = ""
+    image_receipt: str = ""
+    dataset_receipt: str = ""
+
+    @property
+    def id(self) -> RunId:
+        """The coordinates of the run."""
+        return RunId(self.experiment, self.platform, self.spec, self.run)
+
+
+def sweep(request: SweepRequest) -> None:
+    """Measure what neither results nor the spool hold; return when every level was measured or has failed.
+
+    A level that fails leaves a record in results/failures, and the others go on. The server that died is started
+    again as often as the experiment allows.
+
+    Raises:
+        BerthError: nothing could be measured: the server did not become ready, or an input is wrong.
+        Terminated: TERM or INT; the point in flight is abandoned, and everything finished is kept.
+    """
+    spool = Spool(Path(request.results), request.id)
+    stale_s = request.settings["lease_stale_s"]
+    token = new_token()
+    with (
+        terminate_as_exception(),
+        lease(
+            spool.folder,
+            heartbeat_s=stale_s / _HEARTBEATS_PER_STALE,
+            stale_s=stale_s,
+            poll_s=1.0,
+            on_wait=lambda holder: logger.info("waiting for the sweep that holds %s: %s", request.id.key, holder),
+            token=token,
+        ) as held,
+    ):
+        for ended in held.end_leftovers(grace_s=request.settings["stop_grace_s"]):
+            logger.warning("ended what a dead sweep of this run had left: %s (pid %d)", ended.name, ended.pid)
+        missing = spool.missing(request.levels)
+        if not missing:
+            logger.info("%s: nothing is missing", request.id.key)
+            return
+        logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
+        _Sweep(request, spool, held, token, prepare(request)).run(missing)
+
+
+@dataclass
+class _Sweep:
+    request: SweepRequest
+    spool: Spool
+    held: Lease
+    token: str
+    deployed: Deployed
+    measured_s: float = 0.0
+    lost_s: list[float] = field(default_factory=list)
+
+    def run(self, missing: list[int]) -> None:
+        progress = SweepProgress(list(missing))
+        started = time.monotonic()
+        left = list(missing)
+        try:
+            for instance in range(1, self.request.restarts + 2):
+                try:
+                    self._one_server(instance, left, progress)
+                except StartFailed as error:
+                    # What was measured before stands: its points are accepted, the rest is told by their absence.
+                    if instance == 1:
+                        raise
+                    logger.error("%s", error)  # noqa: TRY400  # The message holds cause, remedy and the log's end.
+                    break
+                if not left:
+                    break
+                if instance <= self.request.restarts:
+                    logger.warning("starting the server again (%d of %d)", instance, self.request.restarts)
+            else:
+                logger.error("the server died once more; not measured: concurrency %s", ", ".join(map(str, left)))
+        finally:
+            self.spool.release()
+            wall_s = time.monotonic() - started
+            if self.measured_s:
+                lost = f", {sum(self.lost_s) / len(self.lost_s):.2f} s lost per point" if self.lost_s else ""
+                logger.info(
+                    "sweep ended after %s, %.0f %% of it measured%s",
+                    span(wall_s),
+                    100 * self.measured_s / wall_s,
+                    lost,
+                )
+
+    def _one_server(self, instance: int, left: list[int], progress: SweepProgress) -> None:
+        """Measure levels, removing each from `left`, until none is left or the server is dead."""
+        for attempt in range(1, _PORT_TRIES + 1):
+            try:
+                with self._session(instance) as session:
+                    self._measure(session, left, progress)
+                return
+            except PortTaken as error:
+                if attempt == _PORT_TRIES:
+                    raise
+                logger.warning("%s", error.cause)
+            except ServerDied as death:
+                logger.error("%s", death)  # noqa: TRY400  # The message holds cause, remedy and the log's end.
+                return
+
+    @contextlib.contextmanager
+    def _session(self, instance: int) -> Any:
+        started = time.time()
+        with contextlib.ExitStack() as stack:
+            try:
+                session = stack.enter_context(
+                    Session.open(self.deployed, self.request, self.token, instance, self.held.check)
+                )
+            except (ServerDied, BerthError) as error:
+                # Nothing is measured by a server that does not come up: another start would fail the same way.
+                if not isinstance(error, PortTaken):
+                    self._startup_failed(error, instance, started)
+                    raise StartFailed(str(error)) from None
+                raise
+            yield session
+
+    def _startup_failed(self, error: BerthError, instance: int, started: float) -> None:
+        level = self.spool.missing(self.request.levels)[0]
+        log = self.deployed.log_name(self.deployed.server_log)
+        record = point_record(
+            self.deployed,
+            level,
+            Instance(instance, [], ()),
+            client=no_client(),
+            wall=wall_since(started),
+            failure=failure_of(error, log),
+        )
+        self.spool.fail(level, record, None)
+
+    def _measure(self, session: Session, left: list[int], progress: SweepProgress) -> None:
+        while left:
+            level = left[0]
+            self.spool.reserve(self.request.benchmark["num_prompts"])
+            progress.start(level)
+            started = time.monotonic()
+            try:
+                point = session.measure(level, progress.update)
+            except PointFailed as failed:
+                self.held.check()
+                self.spool.fail(level, failed.record, failed.requests)
+                left.pop(0)
+                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}")
+                if failed.death is not None:
+                    raise failed.death from None
+                continue
+            # A holder that was suspended may have been replaced: its successor measures this point.
+            self.held.check()
+            self.spool.keep(level, point.record, point.requests)
+            left.pop(0)
+            self.measured_s += point.client_duration_s
+            self.lost_s.append(time.monotonic() - started - point.client_duration_s)
+            progress.finish(level, point.client_duration_s, point.told)

@@ -1,0 +1,174 @@
+"""A copy of the workflow in a folder of its own, with a small benchmark, and the real Snakemake on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("Snakefile", "workflow", "config", "profiles", "src", "data")
+LEVELS = (1, 2, 4)
+BENCHMARK = {
+    "dataset": "sharegpt-like-short",
+    "num_prompts": 16,
+    "seed": 12345,
+    "concurrency": list(LEVELS),
+    "warm_up_prompts": 8,
+    # Points of two seconds are enough to test the workflow; they say nothing about the machine.
+    "validity": {"min_duration_s": 0.2, "min_concurrency_fraction": 0.5},
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One checkout-like folder with its own results."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path) -> Workspace:
+        """A fresh copy of the sources, with one experiment of one run and three short points."""
+        path.mkdir(parents=True)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+            else:
+                shutil.copy2(source, path / name)
+        self = cls(path)
+        (path / "config/datasets/sharegpt-like-short.yaml").write_text("source: generate\ncount: 400\nseed: 0\nscale: 0.2\n")
+        self.configure(
+            lambda config: (
+                config["benchmarks"].update(demo=dict(BENCHMARK)),
+                config["experiments"]["local"].update(runs=1),
+                config.update(sweep={"stop_grace_s": 5, "stall_s": 120, "point_stall_s": 30}),
+            )
+        )
+        return self
+
+    def clone(self, path: Path) -> Workspace:
+        """A copy of everything, results and Snakemake's own records included, with the time stamps kept."""
+        shutil.copytree(self.path, path, symlinks=True)
+        return Workspace(path)
+
+    def configure(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        """Edit config/config.yaml."""
+        file = self.path / "config/config.yaml"
+        config = yaml.safe_load(file.read_text())
+        change(config)
+        file.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def command(self, *arguments: str) -> list[str]:
+        """The real command line of a user."""
+        return [str(Path(sys.executable).with_name("snakemake")), "--profile", "profiles/local", *arguments]
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """The environment of a run: this copy's src goes before the installed one."""
+        return {**os.environ, "PYTHONPATH": str(self.path / "src"), "NO_COLOR": "1", **changes}
+
+    def run(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
+        """Run Snakemake to its end; its output. Fails when the exit code is another than expected (None: any)."""
+        done = subprocess.run(
+            self.command(*arguments),
+            cwd=self.path,
+            env=self.environment(**environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if code is not None:
+            assert done.returncode == code, f"exit code {done.returncode}, expected {code}:\n{done.stdout[-8000:]}"
+        return done.stdout
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+        """Start Snakemake in a session of its own; its output goes to run.log in the workspace."""
+        with (self.path / "run.log").open("ab") as log:
+            return subprocess.Popen(
+                self.command(*arguments),
+                cwd=self.path,
+                env=self.environment(**environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """What `snakemake -n` lists: the number of jobs by rule; empty where nothing is to be done."""
+        output = self.run("-n", *arguments)
+        if "Nothing to be done" in output:
+            return {}
+        table = output[output.index("Job stats:") :]
+        return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+    def points(self) -> dict[str, Path]:
+        """Records in results by key."""
+        return self._records("points")
+
+    def spooled(self) -> dict[str, Path]:
+        """Records in the spool by key."""
+        return self._records("spool")
+
+    def failures(self) -> dict[str, Path]:
+        """Records of failures by key."""
+        return self._records("failures")
+
+    def _records(self, kind: str) -> dict[str, Path]:
+        folder = self.path / "results" / kind
+        return {
+            path.relative_to(folder).as_posix().removesuffix(".json"): path
+            for path in sorted(folder.glob("*/*/*/run*/c*.json"))
+        }
+
+    def snapshot(self) -> dict[str, tuple[bytes, int]]:
+        """Bytes and time stamp of every file of a point."""
+        folder = self.path / "results/points"
+        return {
+            path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+            for path in sorted(folder.rglob("c*.*"))
+        }
+
+    def processes(self) -> list[psutil.Process]:
+        """Living processes that this workspace started: by their working directory, command line or log."""
+        mine = []
+        for process in psutil.process_iter():
+            try:
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if str(self.path) in " ".join(process.cmdline()) or process.cwd().startswith(str(self.path)):
+                    mine.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return mine
+
+    def servers(self) -> list[psutil.Process]:
+        """Living vLLM servers of this workspace."""
+        return [process for process in self.processes() if "serve" in process.cmdline()[:4]]
+
+    def kill_session(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+        """Signal one process, not its group, and reap it."""
+        process.send_signal(number)
+        process.wait()
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 180.0) -> Any:
+    """The first true value of a condition. The limit is a safeguard against a hanging test, not a measurement."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: not within {limit_s:.0f} s")

@@ -1,0 +1,12 @@
+from berth.console import script
+from berth.draw import tidy
+
+with script(snakemake.log[0]):
+    tidy(
+        records=snakemake.input.points,
+        failures=snakemake.params.failures,
+        not_run=snakemake.params.not_run,
+        labels=snakemake.params.labels,
+        parquet=snakemake.output.parquet,
+        csv=snakemake.output.csv,
+    )
