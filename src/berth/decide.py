@@ -1,6 +1,7 @@
 """Which settings of a recipe hold for one deployment, and why.
 
-Later layers win: recipe, version, several nodes, accelerator, version on that accelerator, mode, device, platform, deployment.
+Later layers win: recipe, version, several nodes, accelerator, version on that accelerator, mode, device, platform,
+deployment.
 """
 
 from __future__ import annotations
