@@ -11,6 +11,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
+import hub_faults
 import hub_server
 import pytest
 from huggingface_hub import constants
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.olah
 
-WEIGHTS = bytes(hashlib.sha256(str(number).encode()).digest()[0] for number in range(1024)) * 3000
-SECOND = WEIGHTS[: 1024 * 500]
+WEIGHTS = bytes(hashlib.sha256(str(number).encode()).digest()[0] for number in range(1024)) * 1200
+SECOND = WEIGHTS[: 1024 * 100]
 FILES = {
     "README.md": b"---\nlicense: apache-2.0\n---\n# A model\n",
     "LICENSE": b"Apache-2.0\n",
@@ -215,7 +216,7 @@ def test_an_unreachable_hub_is_named(tmp_path: Path, revision: str) -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_a_connection_that_drops_once_is_survived(hub: Hub, tmp_path: Path, *, reset: bool) -> None:
     """The download goes on by itself after a cut in the middle of the weights, whether closed or reset."""
-    with hub_server.CuttingProxy(hub.port, cut_after_bytes=1_000_000, cuts=1, reset=reset) as proxy:
+    with hub_faults.CuttingProxy(hub.port, cut_after_bytes=400_000, cuts=1, reset=reset) as proxy:
         manifest = hub.download(tmp_path, endpoint=proxy.address)
         assert proxy.cut_count == 1
     verify_tree(tmp_path / "model", manifest)
@@ -225,7 +226,7 @@ def test_a_connection_that_drops_once_is_survived(hub: Hub, tmp_path: Path, *, r
 def test_a_hub_that_always_drops_is_given_up_and_resumed_later(hub: Hub, tmp_path: Path) -> None:
     """After the library's own retries one error says so; what was whole is kept and not downloaded again."""
     with (
-        hub_server.CuttingProxy(hub.port, cut_after_bytes=1_000_000) as proxy,
+        hub_faults.CuttingProxy(hub.port, cut_after_bytes=400_000) as proxy,
         pytest.raises(BerthError, match=r"dropped the connection.*Run again"),
     ):
         hub.download(tmp_path, endpoint=proxy.address)
@@ -240,9 +241,9 @@ def test_a_hub_that_always_drops_is_given_up_and_resumed_later(hub: Hub, tmp_pat
 @pytest.mark.usefixtures("no_waiting")
 def test_a_download_that_would_go_in_circles_ends(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the hub cannot resume and cuts each time after some data, the library alone would never end."""
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 100_000)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     with (
-        hub_server.CuttingProxy(hub.port, cut_after_bytes=1_000_000) as proxy,
+        hub_faults.CuttingProxy(hub.port, cut_after_bytes=400_000) as proxy,
         pytest.raises(BerthError, match="cut the connection 6 times at about the same place"),
     ):
         hub.download(tmp_path, endpoint=proxy.address)
@@ -266,7 +267,7 @@ def test_wrong_content_of_the_right_size_is_found_and_deleted(
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     root = tmp_path / "disk"
     root.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(root)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)]
     if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
         pytest.skip("needs root and the right to mount a small tmpfs")
     try:
@@ -277,7 +278,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_too_small_is_refused_before_the_download(hub: Hub, small_disk: Path) -> None:
     """The room is checked against the listing, so no file is written."""
-    (small_disk / "other").write_bytes(bytes(5_000_000))
+    (small_disk / "other").write_bytes(bytes(3_000_000))
     with pytest.raises(BerthError, match=r"The model org/model at .* needs .* MB at .* free .* there"):
         hub.download(small_disk)
     assert_nothing_complete(small_disk)
@@ -289,13 +290,13 @@ def test_a_disk_that_fills_up_in_the_middle_is_named(hub: Hub, small_disk: Path)
     filler = small_disk / "other"
 
     def fill(passed_bytes: int) -> None:
-        if passed_bytes > 1_500_000 and not filler.exists():
+        if passed_bytes > 600_000 and not filler.exists():
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as handle:
                 while True:
                     handle.write(bytes(100_000))
 
     with (
-        hub_server.CuttingProxy(hub.port, on_bytes=fill) as proxy,
+        hub_faults.CuttingProxy(hub.port, on_bytes=fill) as proxy,
         pytest.raises(BerthError, match="became full while the model org/model"),
     ):
         hub.download(small_disk, endpoint=proxy.address, max_workers=1)
@@ -311,7 +312,7 @@ def test_a_gated_repository_says_how_to_get_access(
     """The terms' page and the variable are named, the token never. The gate is a mock: olah knows no gated models."""
     if token is not None:
         monkeypatch.setenv("HF_TOKEN", token)
-    with hub_server.gated_hub(hub.url) as (address, seen):
+    with hub_faults.gated_hub(hub.url) as (address, seen):
         with pytest.raises(BerthError, match=f"is gated: accept its terms on {address}/org/model.*HF_TOKEN") as caught:
             hub.download(tmp_path, endpoint=address)
         assert {header for header in seen if header} == ({f"Bearer {token}"} if token else set())
@@ -324,7 +325,7 @@ def test_the_proxy_variable_is_honoured(hub: Hub, tmp_path: Path, monkeypatch: p
     """With HTTP_PROXY set, the listing and the files are asked for through the proxy."""
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
-    with hub_server.http_proxy() as (address, seen):
+    with hub_faults.http_proxy() as (address, seen):
         monkeypatch.setenv("HTTP_PROXY", address)
         monkeypatch.setenv("http_proxy", address)
         manifest = hub.download(tmp_path)
