@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["BenchClient", "BenchSettings", "ClientFailed", "Measurement", "bench_argv", "open_client"]
+__all__ = [
+    "BenchClient",
+    "BenchSettings",
+    "ClientFailed",
+    "Measurement",
+    "bench_argv",
+    "open_client",
+    "warm_up_settings",
+]
 
 logger = logging.getLogger(__name__)
 
