@@ -8,6 +8,7 @@ import logging
 import os
 import queue
 import re
+import resource
 import signal
 import subprocess
 import threading
@@ -38,7 +39,7 @@ def start_group(
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else log,
@@ -46,6 +47,11 @@ def start_group(
             env=dict(env),
             start_new_session=True,
         )
+    # A connection per request in flight: the usual soft limit of 1024 files is too low for 1024 of them.
+    with contextlib.suppress(OSError, ValueError):
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (hard, hard))
+    return process
 
 
 def end_group(process: subprocess.Popen[bytes], grace_s: float = _GRACE_S) -> None:

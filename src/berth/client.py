@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from berth._client_process import Worker, WorkerDiedError, ended_how, log_size, log_tail, run_once
+from berth._client_launch import ClientFailed, Launch, Mode
+from berth._client_process import Worker, WorkerDiedError, ended_how, log_size, run_once
 from berth.bench import BenchSettings, bench_argv
-from berth.errors import BerthError
 from berth.measurement import Measurement, client_section
 from berth.record import split_result
 
@@ -34,33 +32,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Mode = Literal["auto", "warm", "process"]
 _POLL_S = 0.1  # between two calls of should_stop()
-
-
-class ClientFailed(BerthError):  # noqa: N818 (named by what happened, as in the record: failure kind "client")
-    """The client gave no result for a point. The message ends with the last lines of its log."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How the client is started: `command_prefix` runs Python in the image, `vllm_command` runs `vllm` there.
-
-    `env` is added to this process's environment; `secret_env` too, and it is shown nowhere.
-    """
-
-    command_prefix: tuple[str, ...]
-    worker_path: Path
-    vllm_command: tuple[str, ...]
-    env: Mapping[str, str]
-    secret_env: Mapping[str, str]
-    log_path: Path
-    mode: Mode
-
-    def environment(self) -> dict[str, str]:
-        """The whole environment of the client. Its server is never behind a proxy, and all its data are local files."""
-        fixed = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
-        return {**os.environ, **self.env, **fixed, **self.secret_env}
 
 
 @contextlib.contextmanager
@@ -119,7 +91,7 @@ class BenchClient:
             self._worker.start()
         except OSError as error:
             self._worker = None
-            raise self._cannot_start(command[0], error) from None
+            raise self._launch.cannot_start(command[0], error) from None
 
     def prepare(self, *settings: BenchSettings) -> None:
         """Let the worker load tokenizer and samples while the server starts. Returns at once.
@@ -141,7 +113,7 @@ class BenchClient:
             ClientFailed: not ready in time, or mode "warm" and the worker cannot work.
         """
         if self.mode == "process" and self.version is None:
-            self.version = self._installed_version()
+            self.version = self._launch.installed_version()
         deadline = time.monotonic() + timeout_s
         while self._worker is not None and not (self._ready and self._prepared_pending == 0):
             if should_stop is not None:
@@ -155,7 +127,7 @@ class BenchClient:
                 self._take_start_message(message)
             elif time.monotonic() > deadline:
                 self.close()
-                raise ClientFailed(f"The benchmark client was not ready after {timeout_s:.0f} s.{self._tail()}")
+                raise ClientFailed(f"The benchmark client was not ready after {timeout_s:.0f} s.{self._launch.tail()}")
 
     def _take_start_message(self, message: dict[str, Any]) -> None:
         if message["event"] == "ready":
@@ -175,28 +147,15 @@ class BenchClient:
         if self._launch.mode == "warm":
             raise ClientFailed(
                 f"The warm benchmark client cannot work here: {reason}. Set the client's mode to auto or process, "
-                f"or look for the cause in the log.{self._tail()}"
+                f"or look for the cause in the log.{self._launch.tail()}"
             )
         logger.warning("no warm benchmark client: %s; one `vllm bench serve` per point from now on", reason)
         self.mode = "process"
 
-    def _installed_version(self) -> str | None:
-        command = [*self._launch.command_prefix, str(self._launch.worker_path), "--version"]
-        with contextlib.suppress(OSError, ValueError, KeyError, subprocess.SubprocessError):
-            done = subprocess.run(
-                command, env=self._launch.environment(), capture_output=True, timeout=60, check=True, text=True
-            )
-            version = json.loads(done.stdout)["version"]
-            return str(version) if version is not None else None
-        return None
-
     def describe(self, settings: BenchSettings, concurrency: int) -> dict[str, Any]:
         """The `client` of the record of a point that gave no measurement."""
         argv = bench_argv(settings, concurrency, self._launch.log_path.with_name(f"c{concurrency}.json"))
-        return client_section(self._command(argv), self.mode, self.version, None, None)
-
-    def _command(self, argv: list[str]) -> list[str]:
-        return [*self._launch.vllm_command, "bench", "serve", *argv]
+        return client_section(self._launch.command(argv), self.mode, self.version, None, None)
 
     def measure(
         self,
@@ -233,7 +192,7 @@ class BenchClient:
         return Measurement(
             result=result,
             requests=requests,
-            command=self._command(argv),
+            command=self._launch.command(argv),
             mode=self.mode,
             version=self.version,
             cpu_s=phase.get("cpu_s"),
@@ -291,12 +250,12 @@ class BenchClient:
                     on_progress(message["completed"], message["total"])
         except WorkerDiedError as error:
             self.close()
-            raise self._failed(concurrency, str(error), log_start) from None
+            raise self._launch.failed(concurrency, str(error), log_start) from None
         except BaseException:
             self.close()
             raise
         if message["error"]:
-            raise self._failed(concurrency, f"reports {message['error']}", log_start)
+            raise self._launch.failed(concurrency, f"reports {message['error']}", log_start)
         on_progress(message["completed"], message["total"])
         return message
 
@@ -308,39 +267,23 @@ class BenchClient:
         on_progress: Callable[[int, int], None],
         should_stop: Callable[[], None] | None,
     ) -> dict[str, Any]:
-        command = self._command(argv)
+        command = self._launch.command(argv)
         try:
             code = run_once(command, self._launch.environment(), self._launch.log_path, on_progress, should_stop)
         except OSError as error:
-            raise self._cannot_start(command[0], error) from None
+            raise self._launch.cannot_start(command[0], error) from None
         if code != 0:
-            raise self._failed(concurrency, ended_how(code), log_start)
+            raise self._launch.failed(concurrency, ended_how(code), log_start)
         return {}
 
     def _read_result(self, path: Path, concurrency: int, log_start: int) -> dict[str, Any]:
         try:
             raw = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise self._failed(concurrency, f"left no readable result file ({error})", log_start) from None
+            raise self._launch.failed(concurrency, f"left no readable result file ({error})", log_start) from None
         if not isinstance(raw, dict):
-            raise self._failed(concurrency, "left a result file that is no JSON object", log_start)
+            raise self._launch.failed(concurrency, "left a result file that is no JSON object", log_start)
         return raw
-
-    def _failed(self, concurrency: int, what: str, log_start: int) -> ClientFailed:
-        return ClientFailed(
-            f"The benchmark client {what} in the point at concurrency {concurrency}.{self._tail(log_start)}"
-        )
-
-    def _cannot_start(self, program: str, error: OSError) -> ClientFailed:
-        return ClientFailed(
-            f"The benchmark client cannot be started: {program}: {error.strerror}. Check the image of the client "
-            "(stage it again) and the container runtime."
-        )
-
-    def _tail(self, log_start: int = 0) -> str:
-        path = self._launch.log_path
-        text = log_tail(path, log_start)
-        return f" Last lines of {path}:\n{text}" if text else f" Its log {path} is empty."
 
     def close(self) -> None:
         """End the worker and all of its group; harmless when there is none."""

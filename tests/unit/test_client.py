@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import sys
 import textwrap
 import time
@@ -126,6 +127,27 @@ def test_the_environment_reaches_the_client_and_the_key_no_file(tmp_path: Path) 
     assert got.result["seen"] == {"BERTH_INSTANCE": "abc", "OPENAI_API_KEY": "very-secret", "no_proxy": "*"}
     assert "very-secret" not in " ".join(got.command)
     assert "very-secret" not in got.log.read_text()
+
+
+def test_the_client_may_open_as_many_connections_as_the_site_allows(tmp_path: Path) -> None:
+    """The soft limit of open files is raised to the hard one: 1024 requests in flight need more than 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    body = """
+        import resource
+        for _ in range(100):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            if soft == hard:
+                break
+            time.sleep(0.05)
+        result.write_text(json.dumps({"completed": 1, "soft": soft, "hard": hard}))
+    """
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 512), hard))
+    try:
+        with client(tmp_path, stand_in(tmp_path, body)) as bench:
+            got = bench.measure(SETTINGS, 16, tmp_path / "scratch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert got.result["soft"] == got.result["hard"] == hard
 
 
 @pytest.mark.parametrize(
