@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +36,16 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         BerthError: names file, key, value, what is allowed and what to do.
     """
+    # A plan asks for the same recipe once per deployment, and reading one takes longer than all else in a plan.
+    try:
+        state = path.stat()
+    except OSError:
+        return _read(path, 0, 0)
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.cache
+def _read(path: Path, _mtime_ns: int, _size: int) -> Recipe:
     raw = load_yaml(path)
     file = str(path)
     check(raw, "recipe", file)

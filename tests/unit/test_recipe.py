@@ -125,6 +125,16 @@ def test_a_service_needs_no_python(raw: dict[str, Any], tmp_path: Path) -> None:
     assert resolved.container.accelerator == "none"
 
 
+def test_an_edited_recipe_is_read_again(raw: dict[str, Any], tmp_path: Path) -> None:
+    """Recipes are kept between calls, but never in spite of an edit; a missing one is told by name."""
+    first = load_recipe(write(tmp_path, raw))
+    raw["description"] = "echo, but longer"
+    assert first.description == "echo"
+    assert load_recipe(write(tmp_path, raw)).description == "echo, but longer"
+    with pytest.raises(BerthError, match=r"none\.yaml: no such file"):
+        load_recipe(tmp_path / "none.yaml")
+
+
 def test_later_layers_win_and_say_so(raw: dict[str, Any], tmp_path: Path) -> None:
     """Recipe < version < accelerator < version on it < mode < device < platform < deployment, each told as replaced."""
     layer = {"args": {"size": {"value": 0, "reason": "why"}}}
