@@ -88,7 +88,7 @@ def mixed() -> pd.DataFrame:
 
 
 def test_a_figure_becomes_a_real_file_in_every_format(tmp_path: Path, mixed: pd.DataFrame) -> None:
-    """PDF, SVG and PNG are written, can be opened, hold a picture at print resolution, and leave nothing beside them."""
+    """PDF, SVG and PNG are written, can be opened, are pictures at print resolution, with nothing beside them."""
     outputs = [tmp_path / f"a.{ending}" for ending in ("pdf", "svg", "png")]
     draw_figure(mixed, "output_throughput", "A title", outputs)
     assert outputs[0].read_bytes().startswith(b"%PDF-")
