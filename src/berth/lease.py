@@ -2,7 +2,9 @@
 
 A directory holds generations of the lease: lease.000001.json, lease.000002.json, ... The highest one counts. A sweep
 takes generation n + 1 when n is released or its holder is dead, by a hard link, which is atomic and exclusive on NFS
-too. docs/architecture.md tells why this cannot have two holders.
+too. Two that see n free both link n + 1, and one fails. One that looked long ago may link a number that was taken,
+released and removed meanwhile, but then sees a higher one, because the highest file is never removed, and retreats.
+A holder that was paused finds a higher one at its next check(), and stops.
 """
 
 from __future__ import annotations
