@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 # Lists of a result that have no entry per request.
 _LISTS_OF_THE_RUN = frozenset({"rps_change_events", "spec_decode_per_position_acceptance_rates"})
 # Floating-point lists hardly get smaller by more effort, and a sweep waits for this.
-_GZIP_LEVEL = 3
+_GZIP_LEVEL = 1
 
 
 @dataclass(frozen=True)

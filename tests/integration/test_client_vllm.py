@@ -100,8 +100,13 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     command = [str(python.with_name("vllm")), "serve", str(folder / "model"), "--served-model-name", "tiny"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096", "--enforce-eager"]
     command += ["--distributed-executor-backend", "uni", "--max-num-seqs", "16", "--no-enable-prefix-caching"]
-    env = {**os.environ, **OFFLINE, "VLLM_API_KEY": KEY, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    env |= {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HOME": str(folder / "hf"), "VLLM_CACHE_ROOT": str(folder / "cache")}
+    env = {**os.environ, **OFFLINE, "VLLM_API_KEY": KEY, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+    env |= {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HOME": str(folder / "hf"),
+        "VLLM_CACHE_ROOT": str(folder / "cache"),
+    }
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -272,7 +277,7 @@ def test_a_wrong_argument_is_told_and_the_worker_lives(bench: Bench, warm: Any, 
 def test_a_worker_that_is_killed_is_told_and_replaced(bench: Bench, warm: Any, folder: Path) -> None:
     """SIGKILL in a point is a ClientFailed with the log; the next point has a new worker and is measured."""
     pid = warm.worker_pid
-    settings = bench.settings(num_prompts=40)
+    settings = bench.settings(num_prompts=20)
 
     def kill(done: int, _total: int) -> None:
         if done:
