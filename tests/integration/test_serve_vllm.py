@@ -13,13 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 
 from berth.diagnose import KnownFailure
 from berth.image import default_cache_dir
 from berth.lease import lease
-from berth.processes import TOKEN_VARIABLE, find_processes, new_token
+from berth.processes import TOKEN_VARIABLE, find_processes, new_token, start_ticks
 from berth.ready import Checks, PortTaken, wait_until_ready
 from berth.serve import Launch, ServerDied, serve
 from berth.sockets import free_port, shared_memory_of
@@ -204,6 +203,7 @@ def test_term_while_loading_and_kill_when_ready_leave_nothing(
         assert held.previous.token == second
         ended = held.end_leftovers(grace_s=1)
     assert {entry.pid for entry in ended} == {process.pid for process in processes}
-    assert not any(psutil.pid_exists(process.pid) and process.is_running() for process in processes)
+    # None, unlike psutil's view, also for a zombie that its new parent has not reaped yet.
+    assert [start_ticks(process.pid) for process in processes] == [None] * len(processes)
     assert not any(Path("/dev/shm", name).exists() for name in shared)
     assert_nothing_left(second, plan.port)

@@ -75,14 +75,14 @@ def prepare() -> None:  # noqa: C901 - one branch per mode.
     elif MODE == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif MODE == "slow-log":
-        for layer in range(10):
+        for layer in range(13):
             time.sleep(0.3)
             print(f"loading layer {layer}", flush=True)
     elif MODE == "slow-cpu":
-        while time.process_time() < 3:
+        while time.process_time() < 3.5:
             pass
     elif MODE == "slow-read":
-        for _ in range(30):
+        for _ in range(38):
             with Path("/dev/zero").open("rb", buffering=0) as file:
                 file.read(1024 * 1024)
             time.sleep(0.1)

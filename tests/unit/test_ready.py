@@ -54,7 +54,7 @@ def started(mode: str, tmp_path: Path, port: int | None = None) -> Iterator[Serv
 
 
 def wait(server: Server, **changes: Any) -> Timeline:
-    settings = {"stall_s": 2.0, "request_timeout_s": 5, "poll_s": 0.05, "checks": Checks()} | changes
+    settings = {"stall_s": 3.0, "request_timeout_s": 5, "poll_s": 0.05, "checks": Checks()} | changes
     return wait_until_ready(server, api_key=KEY, **settings)
 
 
@@ -74,15 +74,15 @@ def test_events_in_order(tmp_path: Path) -> None:
 def test_slow_server_with_progress_is_waited_for(mode: str, tmp_path: Path) -> None:
     """A server that takes longer than the stall time is not given up while its log grows, it computes or it reads."""
     with started(mode, tmp_path) as server:
-        timeline = wait(server, stall_s=1.5)
-    assert timeline.events[1].elapsed_s > 1.5
+        timeline = wait(server)
+    assert timeline.events[1].elapsed_s > 3, "the stand-in was not slow enough to show anything"
 
 
 def test_stalled_server_is_given_up(tmp_path: Path) -> None:
     """A server that does nothing is given up after the stall time, and what was seen last is told."""
     with started("stalls", tmp_path) as server, pytest.raises(NotReady) as caught:
         wait(server)
-    assert "made no progress for 2 s" in caught.value.cause
+    assert "made no progress for 3 s" in caught.value.cause
     assert "nothing listens" in caught.value.cause
     assert caught.value.tail.endswith("starting")
 
