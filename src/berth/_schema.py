@@ -16,6 +16,7 @@ from berth.errors import BerthError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 SCHEMA_DIR = Path(__file__).resolve().parents[2] / "workflow" / "schemas"
 
 
@@ -40,7 +41,7 @@ def load_yaml(path: Path) -> Any:
         BerthError: the file is absent or is no YAML.
     """
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.load(path.read_text(), Loader=_LOADER)  # noqa: S506  # A safe loader, the fast one where PyYAML has it.
     except FileNotFoundError:
         raise BerthError(f"{path}: no such file. Create it, or correct the name that refers to it.") from None
     except yaml.YAMLError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from berth.errors import BerthError
+from berth.signals import Terminated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def script(log: str) -> Iterator[None]:
-    """Log to the terminal and to a file; end with exit code 1 and one message on a BerthError."""
+    """Log to the terminal and to a file; end with one message and an exit code on a BerthError or a signal."""
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     formatter = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -31,6 +32,9 @@ def script(log: str) -> Iterator[None]:
     except BerthError as error:
         logger.error("ERROR: %s", error)  # noqa: TRY400  # The message is written for its reader; a traceback hides it.
         sys.exit(1)
+    except Terminated as asked:
+        logger.warning("%s; every finished point is kept", asked)
+        sys.exit(asked.exit_code)
     finally:
         for handler in (terminal, file):
             logger.removeHandler(handler)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
+from berth.columns import combine
 from berth.figures import draw_figure
 from berth.published import find_figure, read_published
 from berth.tidy import read_tidy, tidy_records, write_tidy
@@ -44,6 +43,4 @@ def figure(
         described, found = find_figure(Path(published_dir), reference)
         parts.append(read_published(found.path))
         notes.append(f"Published: {described.citation}")
-    present = [part for part in parts if len(part)]
-    rows = pd.concat(present, ignore_index=True) if present else measured.iloc[:0]
-    draw_figure(rows, kind, title, [Path(path) for path in outputs], " ".join(notes))
+    draw_figure(combine(parts), kind, title, [Path(path) for path in outputs], " ".join(notes))

@@ -207,8 +207,8 @@ def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
     same = source["repo"] == wanted["repo"] and ("generated" in wanted or source.get("revision") == wanted["revision"])
     if not same:
         raise BerthError(
-            f"{request.model_receipt}: the staged model is {source['repo']} at {source.get('revision')}, but the run is "
-            f"defined with {wanted}. Delete this receipt, so that the model is staged again."
+            f"{request.model_receipt}: the staged model is {source['repo']} at {source.get('revision')}, but the run "
+            f"is defined with {wanted}. Delete this receipt, so that the model is staged again."
         )
 
 

@@ -58,27 +58,17 @@ class PointFailed(Exception):  # noqa: N818  # What happened, as in the record.
         self.record, self.requests, self.cause, self.death = record, requests, cause, death
 
 
+@dataclass
 class Session:
     """One ready and warm server with its client."""
 
-    def __init__(
-        self,
-        deployed: Deployed,
-        request: SweepRequest,
-        server: Server,
-        client: BenchClient,
-        settings: BenchSettings,
-        check_lease: Callable[[], None],
-        number: int,
-    ) -> None:
-        self._deployed = deployed
-        self._request = request
-        self._server = server
-        self._client = client
-        self._settings = settings
-        self._check_lease = check_lease
-        self._has_metrics = bool(deployed.recipe.ready.metrics)
-        self._instance = Instance(number, [], server.launch.argv)
+    deployed: Deployed
+    request: SweepRequest
+    server: Server
+    client: BenchClient
+    settings: BenchSettings
+    check_lease: Callable[[], None]
+    instance: Instance
 
     @classmethod
     @contextlib.contextmanager
@@ -115,7 +105,8 @@ class Session:
                 mode=request.settings["client_mode"],
             ) as client,
         ):
-            session = cls(deployed, request, server, client, settings, check_lease, number)
+            instance = Instance(number, [], server.launch.argv)
+            session = cls(deployed, request, server, client, settings, check_lease, instance)
             # It imports vLLM and reads the dataset while the server loads the model.
             client.prepare(settings)
             timeline = wait_until_ready(
@@ -126,24 +117,24 @@ class Session:
                 request_timeout_s=_REQUEST_TIMEOUT_S,
                 poll_s=_POLL_S,
             )
-            session._instance.timeline.extend(timeline.as_json())
+            session.instance.timeline.extend(timeline.as_json())
             client.wait_ready(should_stop=server.check)
             session._warm_up()
             yield session
 
     def _warm_up(self) -> None:
-        count = self._request.benchmark["warm_up_prompts"]
+        count = self.request.benchmark["warm_up_prompts"]
         if count:
-            concurrency = min(count, max(self._request.levels))
-            self._client.warm_up(
-                self._settings,
-                self._deployed.scratch,
+            concurrency = min(count, max(self.request.levels))
+            self.client.warm_up(
+                self.settings,
+                self.deployed.scratch,
                 num_prompts=count,
                 concurrency=concurrency,
-                should_stop=self._server.check,
+                should_stop=self.server.check,
             )
-        elapsed_s = time.monotonic() - self._server.started
-        self._instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})
+        elapsed_s = time.monotonic() - self.server.started
+        self.instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})
         logger.info("server: warm after %.1f s", elapsed_s)
 
     def measure(self, level: int, on_progress: Callable[[int, int], None]) -> Point:
@@ -156,12 +147,12 @@ class Session:
         watch = _Watch(self, on_progress)
         started = time.time()
         try:
-            self._server.check()
+            self.server.check()
             before = self._counters(wait_idle)
-            measured = self._client.measure(
-                self._settings, level, self._deployed.scratch, watch.progress, watch.should_stop
+            measured = self.client.measure(
+                self.settings, level, self.deployed.scratch, watch.progress, watch.should_stop
             )
-            self._server.check()
+            self.server.check()
             counted = self._difference(before)
         except (ServerDied, Stalled, ClientFailed) as error:
             raise self._broke_off(level, error, started) from None
@@ -172,12 +163,12 @@ class Session:
         return self._counters(read_metrics)
 
     def _counters(self, read: Callable[[str, float], Snapshot]) -> Snapshot | None:
-        if not self._has_metrics:
+        if not self.deployed.recipe.ready.metrics:
             return None
         try:
-            return read(self._server.base_url, _REQUEST_TIMEOUT_S)
+            return read(self.server.base_url, _REQUEST_TIMEOUT_S)
         except BerthError as error:
-            self._server.check()
+            self.server.check()
             logger.warning("no server metrics: %s", error)
             return None
 
@@ -192,13 +183,13 @@ class Session:
                 result=measured.result,
                 requests=measured.requests,
                 concurrency=level,
-                num_prompts=self._request.benchmark["num_prompts"],
-                request_rate=self._request.benchmark["request_rate"],
+                num_prompts=self.request.benchmark["num_prompts"],
+                request_rate=self.request.benchmark["request_rate"],
                 server_metrics=counted.server_metrics if counted else None,
                 restarted=counted.restarted if counted else False,
                 cpu_fraction=client["cpu_fraction"],
             ),
-            Thresholds(**self._request.benchmark["validity"]),
+            Thresholds(**self.request.benchmark["validity"]),
         )
         failure = None
         refused = judgement.verdict == "refused"
@@ -208,12 +199,12 @@ class Session:
                 "kind": "invalid",
                 "cause": reasons,
                 "remedy": f"docs/validity.md explains {', '.join(reason.code for reason in judgement.reasons)}.",
-                "log": self._deployed.log_name(self._deployed.client_log),
+                "log": self.deployed.log_name(self.deployed.client_log),
             }
         record = point_record(
-            self._deployed,
+            self.deployed,
             level,
-            self._instance,
+            self.instance,
             client=client,
             wall=measured.wall_section(),
             version=measured.version,
@@ -236,19 +227,19 @@ class Session:
         if death is None:
             # A client that lost its server fails first; the server's end is the cause then.
             try:
-                self._server.check()
+                self.server.check()
             except ServerDied as found:
                 death = found
         if isinstance(error, Stalled):
-            death = self._server.died(error.cause)
-        failure = failure_of(death or error, self._deployed.log_name(self._deployed.server_log))
+            death = self.server.died(error.cause)
+        failure = failure_of(death or error, self.deployed.log_name(self.deployed.server_log))
         record = point_record(
-            self._deployed,
+            self.deployed,
             level,
-            self._instance,
-            client=self._client.describe(self._settings, level),
+            self.instance,
+            client=self.client.describe(self.settings, level),
             wall=wall_since(started),
-            version=self._client.version,
+            version=self.client.version,
             failure=failure,
         )
         return PointFailed(record, None, failure["cause"], death)
@@ -262,7 +253,7 @@ class _Watch:
         self._on_progress = on_progress
         self._completed = 0
         self._moved = self._leased = time.monotonic()
-        self._tokens = TokenWatch(self._read, stall_s=session._request.settings["point_stall_s"])  # noqa: SLF001
+        self._tokens = TokenWatch(self._read, stall_s=session.request.settings["point_stall_s"])
 
     def progress(self, completed: int, total: int) -> None:
         if completed != self._completed:
@@ -271,11 +262,15 @@ class _Watch:
 
     def should_stop(self) -> None:
         session = self._session
-        session._server.check()  # noqa: SLF001
+        server = session.server
+        # Whether the process lives costs nothing; who listens on its port is read from the kernel's tables.
+        if not server.alive():
+            raise server.died()
         now = time.monotonic()
         if now - self._leased > _CHECK_LEASE_EVERY_S:
             self._leased = now
-            session._check_lease()  # noqa: SLF001
+            server.check()
+            session.check_lease()
             self._tokens.check()
 
     def _read(self) -> float | None:

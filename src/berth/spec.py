@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from berth.decide import Decision, Site, decide
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
-from berth.image import PACKAGE, read_lock
+from berth.image import PACKAGE
+from berth.pins import read_lock
 from berth.recipes import load_recipe
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def define(config: Config, deployment: Deployment, benchmark: Benchmark, root: P
     if model.source == "hub" and model.revision is None:
         raise BerthError(
             f"{config.config_dir}/models/{model.name}.yaml: revision: the model is not pinned, so nothing can be "
-            f"measured with it. Put in the commit that `git ls-remote https://huggingface.co/{model.repo} HEAD` prints, "
-            "or leave its experiments out with select."
+            f"measured with it. Put in the commit that `git ls-remote https://huggingface.co/{model.repo} HEAD` "
+            "prints, or leave its experiments out with select."
         )
     recipe = load_recipe(root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml")
     decision = decide_for(recipe, deployment, platform)

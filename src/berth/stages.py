@@ -38,7 +38,7 @@ def _prefix(store: dict[str, Any], repo: str) -> str:
 
 
 def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, receipt: str, data_dir: str) -> None:
-    """Upload a model; `store` holds the fields of config.Store, `data_dir` is where an embedded store keeps its data."""
+    """Upload a model; `store` has the fields of config.Store, `data_dir` holds an embedded store's data."""
     with _endpoint(store, data_dir) as endpoint:
         push_model(
             model_dir=Path(model_dir),

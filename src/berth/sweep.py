@@ -149,14 +149,15 @@ class _Sweep:
             try:
                 with self._session(instance) as session:
                     self._measure(session, left, progress)
-                return
             except PortTaken as error:
                 if attempt == _PORT_TRIES:
                     raise
                 logger.warning("%s", error.cause)
             except ServerDied as death:
                 logger.error("%s", death)  # noqa: TRY400  # The message holds cause, remedy and the log's end.
-                return
+                break
+            else:
+                break
 
     @contextlib.contextmanager
     def _session(self, instance: int) -> Any:

@@ -40,7 +40,7 @@ rule figure:
         pdf=f"{RESULTS}/figures/{{experiment}}/{{kind}}.pdf",
         svg=report(
             f"{RESULTS}/figures/{{experiment}}/{{kind}}.svg",
-            caption="../report/figure_{kind}.rst",
+            caption="../report/figure.rst",
             category="{experiment}",
             labels={"figure": "{kind}"},
         ),
