@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from berth.bench import BenchSettings
-from berth.client import BenchClient, ClientFailed, open_client
+from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
 from berth.errors import BerthError
 from berth.launch import WORKER
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
@@ -108,7 +108,8 @@ class Session:
             instance = Instance(number, [], server.launch.argv)
             session = cls(deployed, request, server, client, settings, check_lease, instance)
             # It imports vLLM and reads the dataset while the server loads the model.
-            client.prepare(settings)
+            warm_up = warm_up_settings(settings, request.benchmark["warm_up_prompts"])
+            client.prepare(*([warm_up] if warm_up.num_prompts else []), settings)
             timeline = wait_until_ready(
                 server,
                 api_key=key,

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("Snakefile", "workflow", "config", "profiles", "src", "data")
@@ -48,7 +50,9 @@ class Workspace:
             else:
                 shutil.copy2(source, path / name)
         self = cls(path)
-        (path / "config/datasets/sharegpt-like-short.yaml").write_text("source: generate\ncount: 400\nseed: 0\nscale: 0.2\n")
+        (path / "config/datasets/sharegpt-like-short.yaml").write_text(
+            "source: generate\ncount: 400\nseed: 0\nscale: 0.2\n"
+        )
         self.configure(
             lambda config: (
                 config["benchmarks"].update(demo=dict(BENCHMARK)),

