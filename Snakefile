@@ -27,19 +27,18 @@ localrules:
 rule all:
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
-        point_files(PLAN.missing),
-        figure_files(),
+        measurable(point_files(PLAN.missing) + figure_files()),
     default_target: True
 
 
 rule points:
     input:
-        point_files(PLAN.missing),
+        measurable(point_files(PLAN.missing)),
 
 
 rule figures:
     input:
-        figure_files(),
+        measurable(figure_files()),
 
 
 include: "workflow/rules/model.smk"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
 from berth.record import peek
-from berth.spec import Definition, define
+from berth.spec import Definition, Unpinned, define
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +49,18 @@ class Plan:
     spooled: frozenset[str]
     attempts: dict[str, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    unpinned: tuple[str, ...] = ()
+
+    def require_measurable(self) -> None:
+        """Do nothing if every run that is asked for can be measured.
+
+        It is asked by what measures or draws; what only looks, such as `render`, does without.
+
+        Raises:
+            BerthError: a model is not pinned.
+        """
+        if self.unpinned:
+            raise BerthError(self.unpinned[0])
 
     @cached_property
     def missing(self) -> frozenset[str]:
@@ -179,9 +191,11 @@ def make_plan(config: Config, root: Path) -> Plan:
 
     Raises:
         BerthError: a deployment cannot be defined, or a file in results is no record that this version can read.
+            An unpinned model is no error here: see Plan.require_measurable.
     """
     results = root / config.results
-    runs = {run.id.key: run for run in _runs(config, root)}
+    unpinned: list[str] = []
+    runs = {run.id.key: run for run in _runs(config, root, unpinned)}
     existing = frozenset(_records(results / "points", set(config.experiments)))
     return Plan(
         config=config,
@@ -191,10 +205,11 @@ def make_plan(config: Config, root: Path) -> Plan:
         spooled=frozenset(_spooled(results / "spool", runs)) - existing,
         attempts=_attempts(results / "sweeps"),
         failures=tuple(sorted(_keys(results / "failures", set(config.experiments)))),
+        unpinned=tuple(unpinned),
     )
 
 
-def _runs(config: Config, root: Path) -> list[Run]:
+def _runs(config: Config, root: Path, unpinned: list[str]) -> list[Run]:
     runs: list[Run] = []
     if config.partial:
         return runs
@@ -207,7 +222,11 @@ def _runs(config: Config, root: Path) -> list[Run]:
             deployment = config.deployments[name]
             if deployment.platform != config.platform:
                 continue
-            definition = define(config, deployment, benchmark, root)
+            try:
+                definition = define(config, deployment, benchmark, root)
+            except Unpinned as error:
+                unpinned.append(str(error))
+                continue
             if definition.id in seen:
                 raise BerthError(
                     f"config/config.yaml: experiments.{experiment.name}.deployments: {name} and {seen[definition.id]} "

@@ -31,20 +31,28 @@ class Definition:
     image: dict[str, Any]
 
 
-def define(config: Config, deployment: Deployment, benchmark: Benchmark, root: Path) -> Definition:
+class Unpinned(BerthError):  # noqa: N818  # What the model is.
+    """A model without a commit, with which nothing can be measured."""
+
+
+def define(
+    config: Config, deployment: Deployment, benchmark: Benchmark, root: Path, *, allow_unpinned: bool = False
+) -> Definition:
     """The definition of a deployment under a benchmark.
 
     It holds model and revision, image, serving arguments and environment, parallelism, hardware and benchmark. It does
     not hold the levels of concurrency, the number of runs, ports, paths and waiting times: those may change without
-    making a point another one.
+    making a point another one. `allow_unpinned` is for what measures nothing: the id of such a definition is none
+    that a measurement would have.
 
     Raises:
-        BerthError: the model is not pinned, or recipe and deployment do not go together.
+        Unpinned: the model is not pinned.
+        BerthError: recipe and deployment do not go together.
     """
     model = config.models[deployment.model]
     platform = config.platforms[deployment.platform]
-    if model.source == "hub" and model.revision is None:
-        raise BerthError(
+    if model.source == "hub" and model.revision is None and not allow_unpinned:
+        raise Unpinned(
             f"{config.config_dir}/models/{model.name}.yaml: revision: the model is not pinned, so nothing can be "
             f"measured with it. Put in the commit that `git ls-remote https://huggingface.co/{model.repo} HEAD` "
             "prints, or leave its experiments out with select."

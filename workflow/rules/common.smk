@@ -50,6 +50,19 @@ def figure_files():
     ]
 
 
+def measurable(files):
+    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured."""
+
+    def wanted(wildcards):
+        try:
+            PLAN.require_measurable()
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
+        return files
+
+    return wanted
+
+
 def run_of(w):
     """The run that a rule's wildcards name."""
     return PLAN.run(w.experiment, w.platform, w.spec, w.run)
