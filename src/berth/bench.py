@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -14,8 +16,8 @@ class BenchSettings:
     """One benchmark without its concurrency.
 
     `base_url` is the server's, without a path. `request_rate` is in requests per second. `temperature` None leaves
-    sampling to the server; 0 is what vLLM 0.9.1 sent by itself. `extra_args` go last, for flags of one version
-    (0.9.1 chooses the protocol by `--endpoint-type openai-chat`).
+    sampling to the server; 0 is what vLLM 0.9.1 sent by itself. `backend_flag` is the version's name of the flag that
+    chooses the protocol (0.9.1: endpoint-type). `extra_args` go last.
     """
 
     base_url: str
@@ -26,6 +28,7 @@ class BenchSettings:
     num_prompts: int = 1000
     seed: int = 12345
     backend: str = "openai-chat"
+    backend_flag: str = "backend"
     endpoint: str = "/v1/chat/completions"
     request_rate: float | Literal["inf"] = "inf"
     burstiness: float = 1.0
@@ -36,12 +39,37 @@ class BenchSettings:
     extra_args: tuple[str, ...] = ()
 
 
+def settings_of(
+    benchmark: Mapping[str, Any],
+    *,
+    base_url: str,
+    served_model: str,
+    tokenizer: Path,
+    dataset_path: Path,
+    backend_flag: str,
+) -> BenchSettings:
+    """The settings of a benchmark of the configuration (config.Benchmark as a mapping) against one server."""
+    rate = benchmark["request_rate"]
+    return BenchSettings(
+        base_url=base_url,
+        served_model=served_model,
+        tokenizer=str(tokenizer),
+        dataset_path=dataset_path,
+        num_prompts=benchmark["num_prompts"],
+        seed=benchmark["seed"],
+        request_rate=math.inf if rate == "inf" else float(rate),
+        temperature=benchmark["temperature"],
+        ignore_eos=benchmark["ignore_eos"],
+        backend_flag=backend_flag,
+    )
+
+
 def bench_argv(settings: BenchSettings, concurrency: int, result_path: Path) -> list[str]:
     """The arguments after `vllm bench serve` that measure one point and write the client's JSON to `result_path`.
 
     The API key is no argument: the client reads it from OPENAI_API_KEY.
     """
-    argv = ["--backend", settings.backend]
+    argv = [f"--{settings.backend_flag}", settings.backend]
     argv += ["--base-url", settings.base_url, "--endpoint", settings.endpoint]
     argv += ["--model", settings.served_model, "--tokenizer", settings.tokenizer]
     argv += ["--dataset-name", settings.dataset_name]

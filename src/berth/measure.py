@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from berth.bench import BenchSettings
+from berth.bench import settings_of
 from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
 from berth.errors import BerthError
 from berth.launch import WORKER
@@ -24,6 +23,7 @@ from berth.watchdog import Stalled, TokenWatch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from berth.bench import BenchSettings
     from berth.launch import Deployed
     from berth.measurement import Measurement
     from berth.sweep import SweepRequest
@@ -283,16 +283,11 @@ class _Watch:
 
 
 def _bench_settings(deployed: Deployed, request: SweepRequest, port: int) -> BenchSettings:
-    benchmark = request.benchmark
-    rate = benchmark["request_rate"]
-    return BenchSettings(
+    return settings_of(
+        request.benchmark,
         base_url=deployed.base_url(port),
         served_model=request.repo,
-        tokenizer=str(deployed.model_dir),
+        tokenizer=deployed.model_dir,
         dataset_path=deployed.dataset_path,
-        num_prompts=benchmark["num_prompts"],
-        seed=benchmark["seed"],
-        request_rate=math.inf if rate == "inf" else float(rate),
-        temperature=benchmark["temperature"],
-        extra_args=("--ignore-eos",) if benchmark["ignore_eos"] else (),
+        backend_flag=deployed.recipe.client(request.deployment["version"]).backend_flag,
     )

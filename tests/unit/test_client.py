@@ -22,6 +22,7 @@ import psutil
 import pytest
 
 import berth._bench_worker as worker
+from berth.bench import settings_of
 from berth.client import BenchSettings, ClientFailed, bench_argv, open_client
 
 if TYPE_CHECKING:
@@ -69,6 +70,24 @@ def test_arguments_that_are_asked_for_and_those_that_are_not() -> None:
     assert argv[argv.index("--request-rate") + 1] == "2.5"
     assert argv[argv.index("--metric-percentiles") + 1] == "50,99.9"
     assert argv[-2:] == ["--random-input-len", "100"]
+
+
+def test_protocol_is_chosen_by_the_flag_of_the_version() -> None:
+    """vLLM 0.9.1 calls it endpoint-type; the benchmark's other settings come from the configuration once."""
+    benchmark = {"num_prompts": 8, "seed": 7, "request_rate": "inf", "temperature": 0, "ignore_eos": True}
+    settings = settings_of(
+        benchmark,
+        base_url="http://127.0.0.1:8000",
+        served_model="tiny",
+        tokenizer=Path("/models/tiny"),
+        dataset_path=Path("/data/s.json"),
+        backend_flag="endpoint-type",
+    )
+    argv = bench_argv(settings, 4, Path("/s/c4.json"))
+    assert argv[:2] == ["--endpoint-type", "openai-chat"]
+    assert argv.count("--ignore-eos") == 1
+    assert argv[argv.index("--request-rate") + 1] == "inf"
+    assert argv[argv.index("--num-prompts") + 1] == "8"
 
 
 def stand_in(folder: Path, body: str) -> list[str]:
