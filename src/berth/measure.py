@@ -17,7 +17,7 @@ from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_i
 from berth.ready import wait_until_ready
 from berth.recording import Instance, failure_of, point_record, wall_since
 from berth.serve import Server, ServerDied, serve
-from berth.validity import Observed, Thresholds, judge
+from berth.validity import Observed, Thresholds, died, judge
 from berth.watchdog import Stalled, TokenWatch
 
 if TYPE_CHECKING:
@@ -241,6 +241,7 @@ class Session:
             client=self.client.describe(self.settings, level),
             wall=wall_since(started),
             version=self.client.version,
+            validity=died(failure["cause"]) if death else None,
             failure=failure,
         )
         return PointFailed(record, None, failure["cause"], death)

@@ -85,7 +85,7 @@ def _model(name: str, value: dict[str, Any]) -> Model:
 
 
 def _dataset(name: str, value: dict[str, Any]) -> Dataset:
-    return Dataset(name=name, **value)
+    return Dataset(name=name, **{**value, "scale": float(value.get("scale", 1.0))})
 
 
 def _platform(name: str, value: dict[str, Any]) -> Platform:
@@ -120,7 +120,10 @@ def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
     rate = value.get("request_rate", "inf")
     if rate != "inf" and (isinstance(rate, str) or rate <= 0):
         raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
-    return Benchmark(name=name, **{**value, "concurrency": tuple(sorted(levels))})
+    # 0 and 0.0 are one temperature and must be one spec.
+    numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
+    numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
+    return Benchmark(name=name, **{**value, **numbers, "concurrency": tuple(sorted(levels))})
 
 
 def _experiment(name: str, value: dict[str, Any]) -> Experiment:

@@ -211,8 +211,6 @@ def make_plan(config: Config, root: Path) -> Plan:
 
 def _runs(config: Config, root: Path, unpinned: list[str]) -> list[Run]:
     runs: list[Run] = []
-    if config.partial:
-        return runs
     for experiment in config.experiments.values():
         if config.select and experiment.name not in config.select:
             continue

@@ -184,7 +184,7 @@ class _Wait:
             raise self._not_ready(
                 f"The server made no progress for {self._stall_s:g} s (its log did not grow and its processes neither "
                 f"read nor computed), {elapsed_s:.0f} s after its start. Seen last: {self._seen}.",
-                "Read the end of its log. If it is only slow, raise the readiness stall time of the platform.",
+                "Read the end of its log. If it is only slow, raise sweep.stall_s in config/config.yaml.",
             )
         if self._limit_s is not None and elapsed_s > self._limit_s:
             raise self._not_ready(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from berth.coordinates import RunId
 from berth.errors import BerthError
 from berth.launch import Deployed, prepare
-from berth.lease import lease
+from berth.lease import LeaseLost, lease
 from berth.measure import PointFailed, Session
 from berth.processes import new_token
 from berth.progress import SweepProgress, span
@@ -131,8 +131,15 @@ class _Sweep:
                     logger.warning("starting the server again (%d of %d)", instance, self.request.restarts)
             else:
                 logger.error("the server died once more; not measured: concurrency %s", ", ".join(map(str, left)))
-        finally:
+        except LeaseLost:
+            # The reserve and everything else in the spool are the successor's.
+            raise
+        except BaseException:
             self.spool.release()
+            raise
+        else:
+            self.spool.release()
+        finally:
             wall_s = time.monotonic() - started
             if self.measured_s:
                 lost = f", {sum(self.lost_s) / len(self.lost_s):.2f} s lost per point" if self.lost_s else ""
@@ -147,7 +154,9 @@ class _Sweep:
         """Measure levels, removing each from `left`, until none is left or the server is dead."""
         for attempt in range(1, _PORT_TRIES + 1):
             try:
-                with self._session(instance) as session:
+                with self._session(instance, left[0]) as session:
+                    # Should everything of this job be killed, the next sweep knows what lies in /dev/shm.
+                    self.held.record_shared_memory()
                     self._measure(session, left, progress)
             except PortTaken as error:
                 if attempt == _PORT_TRIES:
@@ -160,7 +169,7 @@ class _Sweep:
                 break
 
     @contextlib.contextmanager
-    def _session(self, instance: int) -> Any:
+    def _session(self, instance: int, next_level: int) -> Any:
         started = time.time()
         with contextlib.ExitStack() as stack:
             try:
@@ -169,14 +178,13 @@ class _Sweep:
                 )
             except (ServerDied, BerthError) as error:
                 # Nothing is measured by a server that does not come up: another start would fail the same way.
-                if not isinstance(error, PortTaken):
-                    self._startup_failed(error, instance, started)
+                if not isinstance(error, PortTaken | LeaseLost):
+                    self._startup_failed(error, instance, started, next_level)
                     raise StartFailed(str(error)) from None
                 raise
             yield session
 
-    def _startup_failed(self, error: BerthError, instance: int, started: float) -> None:
-        level = self.spool.missing(self.request.levels)[0]
+    def _startup_failed(self, error: BerthError, instance: int, started: float, level: int) -> None:
         log = self.deployed.log_name(self.deployed.server_log)
         record = point_record(
             self.deployed,

@@ -85,7 +85,6 @@ class Observed:
     request_rate: float | Literal["inf"] = "inf"
     server_metrics: Mapping[str, float | None] | None = None
     restarted: bool = False
-    engine_died: str | None = None
     cpu_fraction: float | None = None
 
 
@@ -97,9 +96,12 @@ def judge(observed: Observed, thresholds: Thresholds) -> Judgement:
     return Judgement("flagged" if reasons else "accepted", reasons)
 
 
+def died(cause: str) -> dict[str, Any]:
+    """The `validity` of a point whose server did not live to its end, so that there is nothing else to judge."""
+    return Judgement("refused", (Reason("engine_died", cause),)).as_dict()
+
+
 def _refusals(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
-    if observed.engine_died is not None:
-        yield Reason("engine_died", f"The engine stopped working during the point: {observed.engine_died}")
     if observed.restarted:
         yield Reason("server_restarted", "The server was restarted during the point: its counters began anew.")
     failed = _failed_requests(observed, thresholds)

@@ -74,7 +74,6 @@ def test_a_healthy_point_is_accepted() -> None:
         ({"result": {"duration": 1.0}}, "short_run"),
         ({"result": {"duration": math.nan}}, "short_run"),
         ({"restarted": True}, "server_restarted"),
-        ({"engine_died": "EngineDeadError"}, "engine_died"),
         ({"requests": closed_loop(4, [0.5] * 100, pause_s=0.2)}, "concurrency_not_delivered"),
     ],
 )

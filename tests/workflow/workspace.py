@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("Snakefile", "workflow", "config", "profiles", "src", "data")
+COPIED = ("Snakefile", "environment.yml", "workflow", "config", "profiles", "src", "data")
 LEVELS = (1, 2, 4)
 BENCHMARK = {
     "dataset": "sharegpt-like-short",

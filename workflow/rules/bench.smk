@@ -22,6 +22,8 @@ rule sweep:
         f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.log",
     # A server takes the whole machine where there is no scheduler to give it one.
     threads: workflow.cores if PLAN.takes_machine else 1
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/sweep.py"
 
@@ -36,8 +38,10 @@ rule point:
         # Only a missing point can be made. One that exists is a source file: nothing can make it run again.
         experiment=PLAN.only_missing,
     params:
-        results=RESULTS,
+        results=lambda w: RESULTS,
     log:
         f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/accept_point.py"

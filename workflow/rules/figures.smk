@@ -29,6 +29,8 @@ rule tidy:
         labels={name: platform.label for name, platform in BERTH.platforms.items()},
     log:
         f"{RESULTS}/logs/tidy.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/tidy.py"
 
@@ -51,5 +53,7 @@ rule figure:
         published_dir=BERTH.published_dir,
     log:
         f"{RESULTS}/logs/figure/{{experiment}}/{{kind}}.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/figure.py"

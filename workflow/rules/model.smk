@@ -12,6 +12,8 @@ rule download_model:
         dest=lambda w: f"{RESULTS}/models/{w.model}/files",
     log:
         f"{RESULTS}/logs/download_model/{{model}}.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/download_model.py"
 
@@ -24,5 +26,7 @@ rule fetch_dataset:
         dest=lambda w: f"{RESULTS}/datasets/{w.dataset}/sharegpt.json",
     log:
         f"{RESULTS}/logs/fetch_dataset/{{dataset}}.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/fetch_dataset.py"

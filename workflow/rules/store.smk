@@ -16,6 +16,8 @@ rule push_model:
         data_dir=f"{RESULTS}/seaweedfs",
     log:
         f"{RESULTS}/logs/push_model/{{platform}}/{{model}}.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/push_model.py"
 
@@ -32,5 +34,7 @@ rule stage_model:
         data_dir=f"{RESULTS}/seaweedfs",
     log:
         f"{RESULTS}/logs/stage_model/{{platform}}/{{model}}.log",
+    conda:
+        "../../environment.yml"
     script:
         "../scripts/stage_model.py"
