@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from berth.recipe import Expectations
@@ -160,16 +160,16 @@ def stop_argvs(container: Container, runtime: Runtime, *, grace_s: float) -> tup
     )
 
 
-def render_shell(argv: Iterable[str]) -> str:
-    """A command for people to read and run: quoted, one flag per line."""
+def render_shell(argv: Iterable[str], quote: Callable[[str], str] = shlex.quote) -> str:
+    """A command for people to read and run: quoted, one flag per line, with its value where that is a word of its own."""
     lines: list[list[str]] = [[]]
     after_flag = False
     for index, token in enumerate(argv):
         is_flag = token.startswith("-")
         if index and (is_flag or after_flag):
             lines.append([])
-        lines[-1].append(shlex.quote(token))
-        after_flag = is_flag
+        lines[-1].append(quote(token))
+        after_flag = is_flag and "=" in token
     return " \\\n  ".join(" ".join(line) for line in lines) + "\n"
 
 
