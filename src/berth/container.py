@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from berth.recipe import Expectations
 
 Runtime = Literal["podman", "apptainer", "process"]
 
-# What of the caller's environment a plain process gets; the rest is the recipe's.
-_KEPT = ("LANG", "LANGUAGE", "TMPDIR", "TZ", "TERM")
 _SITE = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 _SITE_CA = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+# What of the caller's environment a plain process gets, as patterns of a shell; the rest is the recipe's.
+PROCESS_KEEPS = (
+    *("LANG", "LANGUAGE", "TMPDIR", "TZ", "TERM", "LC_*"),
+    *_SITE,
+    *(name.upper() for name in _SITE),
+    *_SITE_CA,
+)
 # Variables of a login session that is over, or is another node's, when a job runs.
-_SESSION = ("XDG_RUNTIME_DIR", "XDG_SESSION_ID", "XDG_SESSION_TYPE", "XDG_SESSION_CLASS", "DBUS_SESSION_BUS_ADDRESS")
+SESSION_VARIABLES = (
+    "XDG_RUNTIME_DIR",
+    "XDG_SESSION_ID",
+    "XDG_SESSION_TYPE",
+    "XDG_SESSION_CLASS",
+    "DBUS_SESSION_BUS_ADDRESS",
+)
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -126,16 +138,15 @@ def process_env(
     PATH with the environment first, locale, proxies and certificates, the names in `keep`, and what the recipe sets.
     Nothing else of `environ` gets in, PYTHONPATH least of all.
     """
-    proxies = [*_SITE, *(name.upper() for name in _SITE)]
-    wanted = [*_KEPT, *(name for name in environ if name.startswith("LC_")), *proxies, *_SITE_CA, *keep]
-    env = {name: environ[name] for name in dict.fromkeys(wanted) if name in environ}
+    patterns = (*PROCESS_KEEPS, *keep)
+    env = {name: value for name, value in environ.items() if any(fnmatchcase(name, each) for each in patterns)}
     env["PATH"] = f"{prefix}/bin:{environ.get('PATH', _SYSTEM_PATH)}"
     return {**env, **container.env}
 
 
 def without_login_session(environ: Mapping[str, str]) -> dict[str, str]:
     """An environment without what belongs to a login session: Podman fails on it inside a job."""
-    return {name: value for name, value in environ.items() if name not in _SESSION}
+    return {name: value for name, value in environ.items() if name not in SESSION_VARIABLES}
 
 
 def required_env(container: Container, runtime: Runtime) -> tuple[str, ...]:
@@ -160,16 +171,16 @@ def stop_argvs(container: Container, runtime: Runtime, *, grace_s: float) -> tup
     )
 
 
-def render_shell(argv: Iterable[str]) -> str:
-    """A command for people to read and run: quoted, one flag per line."""
+def render_shell(argv: Iterable[str], quote: Callable[[str], str] = shlex.quote) -> str:
+    """A command for people to read and run: quoted, one flag per line with its value."""
     lines: list[list[str]] = [[]]
     after_flag = False
     for index, token in enumerate(argv):
         is_flag = token.startswith("-")
         if index and (is_flag or after_flag):
             lines.append([])
-        lines[-1].append(shlex.quote(token))
-        after_flag = is_flag
+        lines[-1].append(quote(token))
+        after_flag = is_flag and "=" in token
     return " \\\n  ".join(" ".join(line) for line in lines) + "\n"
 
 

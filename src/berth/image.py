@@ -48,6 +48,14 @@ def default_cache_dir() -> Path:
     )
 
 
+def environment_folder(lock: Lock, cache_dir: Path, python: tuple[int, int]) -> Path:
+    """Where the environment of a lock lies in a cache, for a version of Python (major, minor)."""
+    name = (
+        f"{lock.pin(PACKAGE).replace('==', '-')}-{lock.digest.removeprefix('sha256:')[:12]}-py{python[0]}.{python[1]}"
+    )
+    return cache_dir.resolve() / "environments" / name
+
+
 def environment_python(receipt: dict[str, Any]) -> Path:
     """The Python of a staged environment."""
     return Path(receipt["path"]) / "bin" / "python"
@@ -87,9 +95,10 @@ def stage_environment(
     reference = lock.pin(PACKAGE)
     interpreter = python or Path(sys.executable)
     version = _python_version(interpreter)
-    name = f"{reference.replace('==', '-')}-{lock.digest.removeprefix('sha256:')[:12]}-py{version[0]}.{version[1]}"
-    environment = cache_dir.resolve() / "environments" / name
-    with filelocks.exclusive(environment.with_name(f"{name}.lock"), f"building of {environment}") as lock_fd:
+    environment = environment_folder(lock, cache_dir, version[:2])
+    with filelocks.exclusive(
+        environment.with_name(f"{environment.name}.lock"), f"building of {environment}"
+    ) as lock_fd:
         receipt = _complete(environment, lock)
         if receipt is None:
             _build(environment, lock, interpreter, torch_index, lock_fd)

@@ -73,7 +73,7 @@ def test_arguments_that_are_asked_for_and_those_that_are_not() -> None:
 
 
 def test_protocol_is_chosen_by_the_flag_of_the_version() -> None:
-    """VLLM 0.9.1 calls it endpoint-type; the benchmark's other settings come from the configuration once."""
+    """The client of 0.9.1 calls it endpoint-type; the benchmark's other settings come from the configuration once."""
     benchmark = {"num_prompts": 8, "seed": 7, "request_rate": "inf", "temperature": 0, "ignore_eos": True}
     settings = settings_of(
         benchmark,
