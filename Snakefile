@@ -25,10 +25,10 @@ localrules:
 
 
 rule all:
+    default_target: True
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
         measurable(point_files(PLAN.missing) + figure_files()),
-    default_target: True
 
 
 rule points:
@@ -48,14 +48,18 @@ include: "workflow/rules/bench.smk"
 include: "workflow/rules/figures.smk"
 
 
+onstart:
+    check_before_start()
+
+
 onsuccess:
     end_run(PLAN)
 
 
 onerror:
     end_run(PLAN)
+    draw_failures()
     print(
         f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
-        "The same command measures what is still missing; "
-        "`snakemake figures --config partial=true` draws what there is."
+        f"The figures in {RESULTS}/figures/ show it. The same command measures what is still missing."
     )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from berth.columns import combine
 from berth.figures import draw_figure
 from berth.published import find_figure, read_published
 from berth.tidy import read_tidy, tidy_records, write_tidy
+
+if TYPE_CHECKING:
+    from berth.plan import Plan
+
+FORMATS = ("pdf", "svg", "png")
 
 
 def tidy(
@@ -44,3 +49,32 @@ def figure(
         parts.append(read_published(found.path))
         notes.append(f"Published: {described.citation}")
     draw_figure(combine(parts), kind, title, [Path(path) for path in outputs], " ".join(notes))
+
+
+def draw_what_there_is(plan: Plan) -> None:
+    """Table and figures of what was measured and what failed, after a workflow that could not finish.
+
+    `plan` is made anew after the failures. The next run that finishes draws them again.
+    """
+    config = plan.config
+    results = plan.root / config.results
+    table = results / "tidy" / "points.parquet"
+    tidy(
+        records=[str(results / "points" / f"{key}.json") for key in sorted(plan.existing)],
+        failures=[str(results / "failures" / f"{key}.json") for key in plan.failures],
+        not_run=plan.not_run,
+        labels={name: platform.label for name, platform in config.platforms.items()},
+        parquet=str(table),
+        csv=str(table.with_suffix(".csv")),
+    )
+    for experiment in sorted({key.partition("/")[0] for key in plan.failures}):
+        for kind in plan.figures.get(experiment, ()):
+            figure(
+                table=str(table),
+                published=list(plan.published_of(experiment, kind)),
+                published_dir=config.published_dir,
+                experiment=experiment,
+                kind=kind,
+                title=config.experiments[experiment].title,
+                outputs=[str(results / "figures" / experiment / f"{kind}.{suffix}") for suffix in FORMATS],
+            )

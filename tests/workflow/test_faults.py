@@ -77,7 +77,6 @@ def test_killed_server_is_a_crash_in_log_and_figure(workspace: Workspace) -> Non
     assert failure["point"]["concurrency"] == 8
     assert failure["failure"]["kind"] == "crash"
     assert "starting the server again (1 of 1)" in run_log(workspace)
-    workspace.run("figures", "--config", "partial=true")
     assert ">crash<" in (workspace.path / "results/figures/local/output_throughput.svg").read_text()
 
     assert workspace.planned()["point"] == 1

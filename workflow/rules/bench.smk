@@ -16,14 +16,14 @@ rule sweep:
         marker=temp(
             f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.done"
         ),
-    params:
-        request=lambda w: PLAN.sweep_request(w.experiment, w.platform, w.spec, w.run),
     log:
         f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.log",
-    # A server takes the whole machine where there is no scheduler to give it one.
-    threads: workflow.cores if PLAN.takes_machine else 1
     conda:
         "../../environment.yml"
+    # A server takes the whole machine where there is no scheduler to give it one.
+    threads: workflow.cores if PLAN.takes_machine else 1
+    params:
+        request=lambda w: PLAN.sweep_request(w.experiment, w.platform, w.spec, w.run),
     script:
         "../scripts/sweep.py"
 
@@ -34,14 +34,14 @@ rule point:
     output:
         record=f"{POINT}.json",
         requests=f"{POINT}.requests.json.gz",
+    log:
+        f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}.log",
     wildcard_constraints:
         # Only a missing point can be made. One that exists is a source file: nothing can make it run again.
         experiment=PLAN.only_missing,
-    params:
-        results=lambda w: RESULTS,
-    log:
-        f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}.log",
     conda:
         "../../environment.yml"
+    params:
+        results=lambda w: RESULTS,
     script:
         "../scripts/accept_point.py"

@@ -6,9 +6,11 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
+from berth.draw import draw_what_there_is
 from berth.errors import BerthError
 from berth.parse import load_config
 from berth.plan import make_plan
+from berth.preflight import preflight
 
 try:
     BERTH = load_config(config, Path.cwd())
@@ -19,7 +21,9 @@ except BerthError as error:
 RESULTS = BERTH.results
 # Names become folders, so they hold no slash.
 NAME = r"[^/]+"
-POINT = f"{RESULTS}/points/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}"
+POINT = (
+    f"{RESULTS}/points/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}"
+)
 
 
 wildcard_constraints:
@@ -82,3 +86,19 @@ def sweep_inputs(wildcards):
         "image": f"{RESULTS}/images/{platform}/{run.deployment.recipe}-{run.deployment.version}.json",
         "dataset": f"{RESULTS}/datasets/{run.benchmark.dataset}/receipt.json",
     }
+
+
+def check_before_start():
+    """Stop the workflow before its first job when something that it needs is known to be missing."""
+    try:
+        preflight(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def draw_failures():
+    """Put what failed into the figures; a failure to draw must not hide what it would have shown."""
+    try:
+        draw_what_there_is(make_plan(BERTH, Path.cwd()))
+    except BerthError as error:
+        print(f"The figures could not be drawn: {error}")

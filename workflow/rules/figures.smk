@@ -23,14 +23,14 @@ rule tidy:
             caption="../report/tidy.rst",
             category="Tables",
         ),
-    params:
-        failures=[f"{RESULTS}/failures/{key}.json" for key in PLAN.failures],
-        not_run=PLAN.not_run,
-        labels={name: platform.label for name, platform in BERTH.platforms.items()},
     log:
         f"{RESULTS}/logs/tidy.log",
     conda:
         "../../environment.yml"
+    params:
+        failures=[f"{RESULTS}/failures/{key}.json" for key in PLAN.failures],
+        not_run=PLAN.not_run,
+        labels={name: platform.label for name, platform in BERTH.platforms.items()},
     script:
         "../scripts/tidy.py"
 
@@ -47,13 +47,13 @@ rule figure:
             labels={"figure": "{kind}"},
         ),
         png=f"{RESULTS}/figures/{{experiment}}/{{kind}}.png",
-    params:
-        title=lambda w: BERTH.experiments[w.experiment].title,
-        published=lambda w: PLAN.published_of(w.experiment, w.kind),
-        published_dir=BERTH.published_dir,
     log:
         f"{RESULTS}/logs/figure/{{experiment}}/{{kind}}.log",
     conda:
         "../../environment.yml"
+    params:
+        title=lambda w: BERTH.experiments[w.experiment].title,
+        published=lambda w: PLAN.published_of(w.experiment, w.kind),
+        published_dir=BERTH.published_dir,
     script:
         "../scripts/figure.py"

@@ -7,12 +7,12 @@
 rule stage_image:
     output:
         receipt=f"{RESULTS}/images/{{platform}}/{{recipe}}-{{version}}.json",
-    params:
-        image=lambda w: PLAN.image(w.platform, w.recipe, w.version),
-        images_dir=lambda w: BERTH.platforms[w.platform].images_dir,
     log:
         f"{RESULTS}/logs/stage_image/{{platform}}/{{recipe}}-{{version}}.log",
     conda:
         "../../environment.yml"
+    params:
+        image=lambda w: PLAN.image(w.platform, w.recipe, w.version),
+        images_dir=lambda w: BERTH.platforms[w.platform].images_dir,
     script:
         "../scripts/stage_image.py"

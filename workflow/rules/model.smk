@@ -7,13 +7,13 @@
 rule download_model:
     output:
         manifest=f"{RESULTS}/models/{{model}}/manifest.json",
-    params:
-        model=lambda w: asdict(BERTH.models[w.model]),
-        dest=lambda w: f"{RESULTS}/models/{w.model}/files",
     log:
         f"{RESULTS}/logs/download_model/{{model}}.log",
     conda:
         "../../environment.yml"
+    params:
+        model=lambda w: asdict(BERTH.models[w.model]),
+        dest=lambda w: f"{RESULTS}/models/{w.model}/files",
     script:
         "../scripts/download_model.py"
 
@@ -21,12 +21,12 @@ rule download_model:
 rule fetch_dataset:
     output:
         receipt=f"{RESULTS}/datasets/{{dataset}}/receipt.json",
-    params:
-        dataset=lambda w: asdict(BERTH.datasets[w.dataset]),
-        dest=lambda w: f"{RESULTS}/datasets/{w.dataset}/sharegpt.json",
     log:
         f"{RESULTS}/logs/fetch_dataset/{{dataset}}.log",
     conda:
         "../../environment.yml"
+    params:
+        dataset=lambda w: asdict(BERTH.datasets[w.dataset]),
+        dest=lambda w: f"{RESULTS}/datasets/{w.dataset}/sharegpt.json",
     script:
         "../scripts/fetch_dataset.py"

@@ -9,15 +9,15 @@ rule push_model:
         manifest=f"{RESULTS}/models/{{model}}/manifest.json",
     output:
         receipt=f"{RESULTS}/store/{{platform}}/{{model}}.json",
+    log:
+        f"{RESULTS}/logs/push_model/{{platform}}/{{model}}.log",
+    conda:
+        "../../environment.yml"
     params:
         store=lambda w: asdict(BERTH.platforms[w.platform].store),
         repo=lambda w: BERTH.models[w.model].repo,
         model_dir=lambda w: f"{RESULTS}/models/{w.model}/files",
         data_dir=f"{RESULTS}/seaweedfs",
-    log:
-        f"{RESULTS}/logs/push_model/{{platform}}/{{model}}.log",
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/push_model.py"
 
@@ -27,14 +27,14 @@ rule stage_model:
         receipt=f"{RESULTS}/store/{{platform}}/{{model}}.json",
     output:
         receipt=f"{RESULTS}/staged/{{platform}}/{{model}}.json",
+    log:
+        f"{RESULTS}/logs/stage_model/{{platform}}/{{model}}.log",
+    conda:
+        "../../environment.yml"
     params:
         store=lambda w: asdict(BERTH.platforms[w.platform].store),
         repo=lambda w: BERTH.models[w.model].repo,
         models_dir=lambda w: BERTH.platforms[w.platform].models_dir,
         data_dir=f"{RESULTS}/seaweedfs",
-    log:
-        f"{RESULTS}/logs/stage_model/{{platform}}/{{model}}.log",
-    conda:
-        "../../environment.yml"
     script:
         "../scripts/stage_model.py"

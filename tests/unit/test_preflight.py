@@ -1,0 +1,140 @@
+"""What is known to fail is told before the first job starts."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from berth.errors import BerthError
+from berth.parse import load_config
+from berth.plan import make_plan
+from berth.preflight import preflight
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from berth.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the shipped configuration, and no credential in sight."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    for name in ("HF_TOKEN", "HF_ENDPOINT", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return tmp_path
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def open_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+def config_of(root: Path, **changes: Any) -> Config:
+    raw = yaml.safe_load((root / "config/config.yaml").read_text())
+    return load_config({**raw, **changes}, root)
+
+
+def on_hops(root: Path, weights_bytes: int, endpoint_url: str = "https://s3.example.gov") -> Config:
+    config = config_of(root, platform="hops", select=["fig9"])
+    hops = config.platforms["hops"]
+    hops = replace(hops, models_dir=str(root / "models"), store=replace(hops.store, endpoint_url=endpoint_url))
+    model = replace(config.models["llama-4-scout"], weights_bytes=weights_bytes)
+    return replace(
+        config,
+        platforms={**config.platforms, "hops": hops},
+        models={**config.models, "llama-4-scout": model},
+    )
+
+
+def error_of(config: Config, root: Path) -> str:
+    with pytest.raises(BerthError) as caught:
+        preflight(make_plan(config, root))
+    return str(caught.value)
+
+
+def test_local_platform_needs_nothing_from_outside(root: Path) -> None:
+    """The embedded defaults pass on a machine with neither credentials nor internet."""
+    preflight(make_plan(config_of(root), root))
+
+
+def test_disk_with_too_little_room_for_the_model(root: Path) -> None:
+    """A model that does not fit on the disk is told with what is needed."""
+    text = error_of(on_hops(root, 10**18), root)
+    assert "llama-4-scout" in text
+    assert "free" in text
+
+
+def test_gated_model_without_a_token(root: Path) -> None:
+    """A gated model names the variable and where to accept the licence."""
+    text = error_of(on_hops(root, 1), root)
+    assert "config/models/llama-4-scout.yaml: gated" in text
+    assert "HF_TOKEN" in text
+
+
+def test_unreachable_hub(root: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that does not answer is named with what to do; the token is not shown."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{closed_port}")
+    text = error_of(on_hops(root, 1), root)
+    assert f"http://127.0.0.1:{closed_port} cannot be reached" in text
+    assert "hf_secret_of_the_test" not in text
+
+
+def test_missing_store_credentials(root: Path, open_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing keys of the store are named by their variables."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{open_port}")
+    text = error_of(on_hops(root, 1), root)
+    assert "config/platforms/hops.yaml: store: no credentials" in text
+    assert "AWS_ACCESS_KEY_ID" in text
+
+
+def test_unreachable_store(root: Path, open_port: int, closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that does not answer is named by its key in the platform file; the secret is not shown."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{open_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws_secret_of_the_test")
+    text = error_of(on_hops(root, 1, f"http://127.0.0.1:{closed_port}"), root)
+    assert f"store.endpoint_url: http://127.0.0.1:{closed_port} cannot be reached" in text
+    assert "aws_secret_of_the_test" not in text
+
+
+def test_port_range_with_no_free_port(root: Path, open_port: int) -> None:
+    """A range whose only port is taken is named with its key."""
+    config = config_of(root)
+    local = replace(config.platforms["local"], ports=(open_port, open_port))
+    text = error_of(replace(config, platforms={**config.platforms, "local": local}), root)
+    assert "config/platforms/local.yaml: server.ports" in text
+    assert f"no port from {open_port} to {open_port} is free" in text
+
+
+def test_nothing_missing_asks_for_nothing(root: Path) -> None:
+    """Where no point is missing, neither disk nor hub is looked at."""
+    preflight(make_plan(replace(on_hops(root, 10**18), partial=True), root))
