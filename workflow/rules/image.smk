@@ -12,5 +12,7 @@ rule stage_image:
         images_dir=lambda w: BERTH.platforms[w.platform].images_dir,
     log:
         f"{RESULTS}/logs/stage_image/{{platform}}/{{recipe}}-{{version}}.log",
+    resources:
+        **resources_of_staging(),
     script:
         "../scripts/stage_image.py"

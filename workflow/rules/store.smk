@@ -32,5 +32,7 @@ rule stage_model:
         data_dir=f"{RESULTS}/seaweedfs",
     log:
         f"{RESULTS}/logs/stage_model/{{platform}}/{{model}}.log",
+    resources:
+        **resources_of_staging(),
     script:
         "../scripts/stage_model.py"
