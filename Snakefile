@@ -18,10 +18,22 @@ report: "workflow/report/workflow.rst"
 include: "workflow/rules/common.smk"
 
 
+# Light, or in need of a way to the internet, which compute nodes often have not.
 localrules:
     all,
     points,
     figures,
+    download_model,
+    fetch_dataset,
+    push_model,
+
+
+# Staging is heavy. It runs beside Snakemake unless the platform says how to ask for a job.
+if not resources_of_staging():
+
+    localrules:
+        stage_model,
+        stage_image,
 
 
 rule all:
@@ -50,6 +62,7 @@ include: "workflow/rules/figures.smk"
 
 onstart:
     check_before_start()
+    check_scheduler()
 
 
 onsuccess:

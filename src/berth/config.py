@@ -96,6 +96,49 @@ class Accelerator:
 
 
 @dataclass(frozen=True)
+class Staging:
+    """Staging models and images as jobs; `minutes` is the time limit of one."""
+
+    minutes: int
+    partition: str = ""
+    cpus: int = 4
+
+
+@dataclass(frozen=True)
+class Queue:
+    """How a scheduler is asked for jobs, as far as schedulers have it in common."""
+
+    max_minutes: int | None = None
+    warn_s: int = 180
+    exclusive: bool = False
+    extra: tuple[str, ...] = ()
+    staging: Staging | None = None
+
+
+@dataclass(frozen=True)
+class Slurm(Queue):
+    """What sbatch is told beyond nodes, accelerators and time."""
+
+    account: str = ""
+    partition: str = ""
+    qos: str = ""
+    constraint: str = ""
+    gpus: Literal["gres", "gpus-per-node", "none"] = "gres"
+    gpu_type: str = ""
+    cpus_per_node: int | None = None
+    mem_mb_per_node: int | None = None
+
+
+@dataclass(frozen=True)
+class Flux(Queue):
+    """What flux batch is told beyond nodes, accelerators and time."""
+
+    queue: str = ""
+    bank: str = ""
+    cpus_per_node: int | None = None
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -113,6 +156,13 @@ class Platform:
     ports: tuple[int, int]
     recipes: dict[str, RecipeSettings] = field(default_factory=dict)
     description: str = ""
+    slurm: Slurm | None = None
+    flux: Flux | None = None
+
+    @property
+    def queue(self) -> Queue | None:
+        """How its scheduler is asked for jobs; None where there is no scheduler that takes jobs."""
+        return self.slurm or self.flux
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,12 @@ from berth.config import (
     Dataset,
     Deployment,
     Experiment,
+    Flux,
     Model,
     Platform,
     RecipeSettings,
+    Slurm,
+    Staging,
     Store,
     SweepSettings,
 )
@@ -93,6 +96,12 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
     ports = value["server"]["ports"]
     if ports[0] > ports[1]:
         raise BerthError(f"{file}: server.ports: {ports} is no range; the first port must not exceed the last.")
+    for scheduler in {"slurm", "flux"} & set(value):
+        if value["scheduler"] != scheduler:
+            raise BerthError(
+                f"{file}: {scheduler}: it is only for scheduler {scheduler}, and scheduler is {value['scheduler']}. "
+                "Remove the section, or correct scheduler."
+            )
     return Platform(
         name=name,
         label=value["label"],
@@ -108,7 +117,15 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
+        # A cluster without a section is asked for jobs all the same, by the site's defaults.
+        slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
+        flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
     )
+
+
+def _queue(value: dict[str, Any]) -> dict[str, Any]:
+    staging = Staging(**value["staging"]) if "staging" in value else None
+    return {**value, "extra": tuple(value.get("extra", ())), "staging": staging}
 
 
 def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
+from berth.jobs import Jobs
+from berth.parts import levels_of
 from berth.record import peek
 from berth.spec import Definition, Unpinned, define
 
@@ -57,10 +59,16 @@ class Plan:
         It is asked by what measures or draws; what only looks, such as `render`, does without.
 
         Raises:
-            BerthError: a model is not pinned.
+            BerthError: a model is not pinned, or a point does not fit into the longest job of the site.
         """
         if self.unpinned:
             raise BerthError(self.unpinned[0])
+        self.jobs.require_fitting()
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The jobs in which the missing points are measured."""
+        return Jobs(self)
 
     @cached_property
     def missing(self) -> frozenset[str]:
@@ -122,13 +130,12 @@ class Plan:
             if point.key not in known
         ]
 
-    def run(self, experiment: str, platform: str, spec: str, run: str | int) -> Run:
-        """The run at these coordinates.
+    def at(self, key: str) -> Run:
+        """The run with this key.
 
         Raises:
             BerthError: the configuration no longer holds it, so it was edited since the job was planned.
         """
-        key = RunId(experiment, platform, spec, int(run)).key
         if key not in self.runs:
             raise BerthError(
                 f"{key}: the configuration does not define this run (any more). "
@@ -136,20 +143,9 @@ class Plan:
             )
         return self.runs[key]
 
-    def marker(self, experiment: str, platform: str, spec: str, run: str | int, concurrency: str | int) -> list[str]:
-        """The marker of the sweep that measures a point; none where the point waits in the spool already.
-
-        Every plan takes an attempt number that no marker has yet, so that a marker left by a killed Snakemake is
-        never taken for a sweep of this one.
-        """
-        where = RunId(experiment, platform, spec, int(run))
-        if where.point(int(concurrency)).key in self.spooled:
-            return []
-        return [f"{self.config.results}/sweeps/{where.key}.attempt{self.attempts.get(where.key, 1)}.done"]
-
-    def sweep_request(self, experiment: str, platform: str, spec: str, run: str | int) -> dict[str, Any]:
-        """The fields of sweep.SweepRequest, receipts apart, as plain values."""
-        found = self.run(experiment, platform, spec, run)
+    def sweep_request(self, key: str, part: str) -> dict[str, Any]:
+        """The fields of sweep.SweepRequest for a part of a run, receipts apart, as plain values."""
+        found = self.at(key)
         config, deployment, where = self.config, found.deployment, found.id
         settings = config.platforms[deployment.platform]
         site = settings.recipes.get(deployment.recipe)
@@ -159,7 +155,7 @@ class Plan:
             "spec": where.spec,
             "run": where.run,
             "definition": found.definition.full,
-            "levels": list(found.benchmark.concurrency),
+            "levels": levels_of(part, found.benchmark.concurrency),
             "deployment": asdict(deployment),
             "benchmark": asdict(found.benchmark),
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
@@ -273,5 +269,5 @@ def _attempts(folder: Path) -> dict[str, int]:
     attempts: dict[str, int] = {}
     for path in folder.glob("*/*/*/run*.attempt*.done"):
         key, _, rest = path.relative_to(folder).as_posix().rpartition(".attempt")
-        attempts[key] = max(attempts.get(key, 1), int(rest.removesuffix(".done")) + 1)
+        attempts[key] = max(attempts.get(key, 1), int(rest.partition(".")[0]) + 1)
     return attempts

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,6 +58,15 @@ def terminate_as_exception() -> Iterator[None]:
 
     with _handlers(handler):
         yield
+
+
+def announce() -> None:
+    """Tell the shell of a batch step which process to end when the scheduler warns it: workflow/scripts/batch-step.sh.
+
+    Call it where TERM is handled already.
+    """
+    if path := os.environ.get("BERTH_BATCH_PID"):
+        Path(path).write_text(f"{os.getpid()}\n")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from berth.progress import SweepProgress, span
 from berth.ready import PortTaken
 from berth.recording import Instance, failure_of, no_client, point_record, wall_since
 from berth.serve import ServerDied
-from berth.signals import terminate_as_exception
+from berth.signals import announce, terminate_as_exception
 from berth.spool import Spool
 
 if TYPE_CHECKING:
@@ -77,20 +77,23 @@ def sweep(request: SweepRequest) -> None:
         BerthError: nothing could be measured: the server did not become ready, or an input is wrong.
         Terminated: TERM or INT; the point in flight is abandoned, and everything finished is kept.
     """
+    with terminate_as_exception():
+        announce()
+        _sweep(request)
+
+
+def _sweep(request: SweepRequest) -> None:
     spool = Spool(Path(request.results), request.id)
     stale_s = request.settings["lease_stale_s"]
     token = new_token()
-    with (
-        terminate_as_exception(),
-        lease(
-            spool.folder,
-            heartbeat_s=stale_s / _HEARTBEATS_PER_STALE,
-            stale_s=stale_s,
-            poll_s=1.0,
-            on_wait=lambda holder: logger.info("waiting for the sweep that holds %s: %s", request.id.key, holder),
-            token=token,
-        ) as held,
-    ):
+    with lease(
+        spool.folder,
+        heartbeat_s=stale_s / _HEARTBEATS_PER_STALE,
+        stale_s=stale_s,
+        poll_s=1.0,
+        on_wait=lambda holder: logger.info("waiting for the sweep that holds %s: %s", request.id.key, holder),
+        token=token,
+    ) as held:
         for ended in held.end_leftovers(grace_s=request.settings["stop_grace_s"]):
             logger.warning("ended what a dead sweep of this run had left: %s (pid %d)", ended.name, ended.pid)
         missing = spool.missing(request.levels)

@@ -42,6 +42,10 @@ DATACLASSES: dict[tuple[str, str], type] = {
     ("platform", "accelerator."): config.Accelerator,
     ("platform", "store."): config.Store,
     ("platform", "recipes.NAME."): config.RecipeSettings,
+    ("platform", "slurm."): config.Slurm,
+    ("platform", "slurm.staging."): config.Staging,
+    ("platform", "flux."): config.Flux,
+    ("platform", "flux.staging."): config.Staging,
 }
 NOTHING: tuple[Any, ...] = (None, "", (), [], {})
 

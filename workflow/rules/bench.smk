@@ -1,5 +1,5 @@
-# Measuring: one job brings up one server and measures the missing points of one run; each point is then checked and
-# moved into results on its own.
+# Measuring: one job brings up one server and measures the missing points of one run (or the part of them that fits into
+# the site's longest job); each point is then checked and moved into results on its own.
 #
 # Inputs:  the receipts of model, image and dataset
 # Outputs: results/points/{experiment}/{platform}/{spec}/run{run}/c{concurrency}.json
@@ -14,16 +14,18 @@ rule sweep:
         unpack(sweep_inputs),
     output:
         marker=temp(
-            f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.done"
+            f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.c{{part}}.done"
         ),
     log:
-        f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.log",
+        f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.c{{part}}.log",
     conda:
         "../../environment.yml"
     # A server takes the whole machine where there is no scheduler to give it one.
     threads: workflow.cores if PLAN.takes_machine else 1
+    resources:
+        **resources_of_sweep(),
     params:
-        request=lambda w: PLAN.sweep_request(w.experiment, w.platform, w.spec, w.run),
+        request=lambda w: PLAN.sweep_request(key_of(w), w.part),
     script:
         "../scripts/sweep.py"
 

@@ -1,6 +1,7 @@
 # The plan, and the paths that rules share. No rules here.
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,8 +10,11 @@ from berth.accept import end_run
 from berth.draw import draw_what_there_is
 from berth.errors import BerthError
 from berth.parse import load_config
+from berth.parts import PATTERN as PART
 from berth.plan import make_plan
 from berth.preflight import preflight
+from berth.resources import staging_resources, sweep_names
+from berth.slurm import check_status_command
 
 try:
     BERTH = load_config(config, Path.cwd())
@@ -37,6 +41,7 @@ wildcard_constraints:
     run=r"[0-9]+",
     concurrency=r"[0-9]+",
     attempt=r"[0-9]+",
+    part=PART,
 
 
 def point_files(keys):
@@ -54,6 +59,23 @@ def figure_files():
     ]
 
 
+def resources_of_staging():
+    """What staging asks the scheduler for where it is a job; nothing elsewhere."""
+    return staging_resources(BERTH.platforms[BERTH.platform])
+
+
+def check_scheduler():
+    """Fail where Snakemake would wait for ever for jobs that have ended."""
+    if BERTH.platforms[BERTH.platform].scheduler == "slurm" and workflow.non_local_exec:
+        settings = workflow.executor_settings
+        try:
+            check_status_command(
+                settings.status_command, settings.init_seconds_before_status_checks
+            )
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
+
+
 def measurable(files):
     """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured."""
 
@@ -67,24 +89,28 @@ def measurable(files):
     return wanted
 
 
-def run_of(w):
-    """The run that a rule's wildcards name."""
-    return PLAN.run(w.experiment, w.platform, w.spec, w.run)
+def key_of(w):
+    """The key of the run that a rule's wildcards name."""
+    return f"{w.experiment}/{w.platform}/{w.spec}/run{w.run}"
 
 
 def marker_of(w):
     """The marker of the sweep that measures a point; none for a point that waits in the spool."""
-    return PLAN.marker(w.experiment, w.platform, w.spec, w.run, w.concurrency)
+    try:
+        return PLAN.jobs.marker(key_of(w), int(w.concurrency))
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
 
 
-def sweep_inputs(wildcards):
-    """The receipts that one sweep reads: the staged model, the staged image, the dataset."""
-    run = run_of(wildcards)
+def sweep_inputs(w):
+    """The receipts that one sweep reads (staged model, staged image, dataset), and the marker of the part before it."""
+    run = PLAN.at(key_of(w))
     platform = run.deployment.platform
     return {
         "model": f"{RESULTS}/staged/{platform}/{run.deployment.model}.json",
         "image": f"{RESULTS}/images/{platform}/{run.deployment.recipe}-{run.deployment.version}.json",
         "dataset": f"{RESULTS}/datasets/{run.benchmark.dataset}/receipt.json",
+        "before": PLAN.jobs.marker_before(key_of(w), int(w.attempt), w.part),
     }
 
 
@@ -102,3 +128,14 @@ def draw_failures():
         draw_what_there_is(make_plan(BERTH, Path.cwd()))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
+
+
+def one_resource(name, w):
+    """One resource of the job that measures a part of a run."""
+    return PLAN.jobs.resources(key_of(w), w.part)[name]
+
+
+def resources_of_sweep():
+    """What a sweep asks its scheduler for: functions by name; nothing where there is no scheduler."""
+    names = sweep_names(BERTH.platforms[BERTH.platform])
+    return {name: partial(one_resource, name) for name in names}

@@ -11,6 +11,8 @@ rule stage_image:
         f"{RESULTS}/logs/stage_image/{{platform}}/{{recipe}}-{{version}}.log",
     conda:
         "../../environment.yml"
+    resources:
+        **resources_of_staging(),
     params:
         image=lambda w: PLAN.image(w.platform, w.recipe, w.version),
         images_dir=lambda w: BERTH.platforms[w.platform].images_dir,

@@ -31,6 +31,8 @@ rule stage_model:
         f"{RESULTS}/logs/stage_model/{{platform}}/{{model}}.log",
     conda:
         "../../environment.yml"
+    resources:
+        **resources_of_staging(),
     params:
         store=lambda w: asdict(BERTH.platforms[w.platform].store),
         repo=lambda w: BERTH.models[w.model].repo,

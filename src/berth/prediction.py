@@ -1,0 +1,76 @@
+"""What earlier records and published curves say about the time that a run takes. Reads, never writes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from berth.published import find_figure, read_published
+from berth.walltime import Estimate, from_throughput, point_seconds, start_s
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+# A whole published sweep, for experiments that name no published curve.
+EXAMPLE = "beltre2025/example-run-hops"
+
+
+def estimate(
+    *,
+    results: Path,
+    spec: str,
+    levels: Sequence[int],
+    num_prompts: int,
+    weights_bytes: int,
+    published_dir: Path,
+    published: Sequence[str],
+    platform: str,
+) -> Estimate:
+    """Seconds of the start and of each level of a run.
+
+    From earlier records of the same spec, whichever experiment or run they belong to (the slowest counts); what they
+    do not say, from the published curves of the experiment, those of this platform if there are any (the slowest
+    counts again), else from the published example run.
+
+    Raises:
+        BerthError: a published set is wrong or absent.
+    """
+    starts, durations = _earlier(results, spec)
+    curve = _published_curve(published_dir, [*published, EXAMPLE], platform, num_prompts)
+    return Estimate(max(starts, default=start_s(weights_bytes)), point_seconds(levels, durations, curve))
+
+
+def _earlier(results: Path, spec: str) -> tuple[list[float], dict[int, float]]:
+    starts: list[float] = []
+    durations: dict[int, float] = {}
+    for folder in ("points", "spool"):
+        for path in sorted((results / folder).glob(f"*/*/{spec}/run*/c*.json")):
+            # The plan judges records; a time that cannot be read is only not known.
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+                record = json.loads(path.read_text())
+                level = int(record["point"]["concurrency"])
+                durations[level] = max(durations.get(level, 0.0), float(record["wall"]["duration_s"]))
+                starts.append(_warm_after(record["server"]["timeline"]))
+    return starts, durations
+
+
+def _warm_after(timeline: Iterable[dict[str, Any]]) -> float:
+    return max(float(event["elapsed_s"]) for event in timeline)
+
+
+def _published_curve(folder: Path, references: Sequence[str], platform: str, num_prompts: int) -> dict[int, float]:
+    for reference in references:
+        _, figure = find_figure(folder, reference)
+        table = read_published(figure.path)
+        table = table[(table["status"] == "ok") & table["output_throughput_tok_s"].notna()]
+        here = table[table["platform"] == platform]
+        rows = here if len(here) else table
+        slowest: dict[int, float] = {}
+        for level, rate in zip(rows["concurrency"], rows["output_throughput_tok_s"], strict=True):
+            slowest[int(level)] = min(slowest.get(int(level), math.inf), float(rate))
+        if slowest:
+            return from_throughput(slowest, num_prompts)
+    raise AssertionError(f"{EXAMPLE} holds no point")
