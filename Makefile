@@ -37,7 +37,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/snakemake --lint
 
 test: check image
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 # The tests' real server; `make demo` builds the same one by its own rule.
 image: $(VENV)/.ready
