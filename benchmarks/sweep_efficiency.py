@@ -3,7 +3,7 @@
 Usage: python benchmarks/sweep_efficiency.py [--prompts 160] [--levels 2 4 8]
 
 Each side starts its own server in turn; wall times run from the first point's start to the last point's end, so that
-the server's start counts for neither. Prints wall and measured seconds, the loss per point and the ratio of the wall times.
+the server's start counts for neither. Prints wall and measured seconds, the loss per point and the ratio of wall times.
 """
 
 from __future__ import annotations

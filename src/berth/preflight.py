@@ -39,6 +39,12 @@ def preflight(plan: Plan) -> None:
     for name in sorted({run.deployment.model for run in runs}):
         if not (results / "staged" / platform.name / f"{name}.json").exists():
             _check_model(plan.config.models[name], platform, results)
+    if any(run.definition.image["kind"] != "environment" for run in runs):
+        raise BerthError(
+            f"config/platforms/{platform.name}.yaml: runtime: {platform.runtime}: this version of Berth measures in "
+            "environments (runtime process) only, because it does not bring container images onto a cluster. "
+            "`snakemake render` writes the commands to run by hand."
+        )
     if plan.takes_machine:
         free_port(platform.host, *platform.ports, key=f"config/platforms/{platform.name}.yaml: server.ports")
 

@@ -135,6 +135,19 @@ def test_port_range_with_no_free_port(root: Path, open_port: int) -> None:
     assert f"no port from {open_port} to {open_port} is free" in text
 
 
+def test_container_images_are_told_to_be_out_of_reach(
+    root: Path, open_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A platform whose runtime is a container says before the first job that this version cannot measure there."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{open_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws_secret_of_the_test")
+    text = error_of(on_hops(root, 1, f"http://127.0.0.1:{open_port}"), root)
+    assert "config/platforms/hops.yaml: runtime: podman" in text
+    assert "snakemake render" in text
+
+
 def test_nothing_missing_asks_for_nothing(root: Path) -> None:
     """Where no point is missing, neither disk nor hub is looked at."""
     preflight(make_plan(replace(on_hops(root, 10**18), partial=True), root))
