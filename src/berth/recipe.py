@@ -105,6 +105,7 @@ class Client:
     command: tuple[str, ...]
     backend_flag: str
     needs_devices: tuple[str, ...] = ()
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -100,8 +100,9 @@ def _expectations(raw: dict[str, Any]) -> Expectations:
 
 
 def _client(raw: dict[str, Any]) -> Client:
+    devices = tuple(raw.get("needs_devices", ()))
     return Client(
-        _span(raw), raw["python"], tuple(raw["command"]), raw["backend_flag"], tuple(raw.get("needs_devices", ()))
+        _span(raw), raw["python"], tuple(raw["command"]), raw["backend_flag"], devices, raw.get("reason", "")
     )
 
 

@@ -66,6 +66,7 @@ def resolve(
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
     node_rank: int = 0,
+    rank_word: str = "",
     head_address: str = "",
     node_address: str = "",
 ) -> Resolved:
@@ -73,7 +74,8 @@ def resolve(
 
     `model_path` is the model's folder on the host, `cache_dir` a writable folder on the host for everything that the
     service caches, `files_dir` a folder of the run for files that the recipe declares. An environment sees the host's
-    own paths; a container sees them mounted where the recipe says. Nothing is written here.
+    own paths; a container sees them mounted where the recipe says. Nothing is written here. `rank_word` stands for the
+    node's number in the command, where it is known only when the command runs.
 
     Raises:
         BerthError: as decide(), and for an input of the recipe that is missing or unknown.
@@ -106,7 +108,7 @@ def resolve(
         **_checked_inputs(recipe, inputs or {}),
     }
     if nodes > 1:
-        values |= {"node_rank": str(node_rank), "head_address": head_address, "node_address": node_address}
+        values |= {"node_rank": rank_word or str(node_rank), "head_address": head_address, "node_address": node_address}
     files = {key: (files_dir / f"{key}.yaml", file) for key, file in recipe.files.items()}
     values |= {f"file_{key}": file.target if inside else str(path) for key, (path, file) in files.items()}
 

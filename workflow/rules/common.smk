@@ -1,7 +1,8 @@
 # The plan, and the paths that rules share. No rules here.
 
+import sys
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -13,6 +14,8 @@ from berth.parse import load_config
 from berth.parts import PATTERN as PART
 from berth.plan import make_plan
 from berth.preflight import preflight
+from berth.render import not_rendered, render_files, warnings_of
+from berth.rendering import renderings
 from berth.resources import staging_resources, sweep_names
 from berth.slurm import check_status_command
 
@@ -66,7 +69,11 @@ def resources_of_staging():
 
 def check_scheduler():
     """Fail where Snakemake would wait for ever for jobs that have ended."""
-    if BERTH.platforms[BERTH.platform].scheduler == "slurm" and workflow.non_local_exec:
+    slurm = (
+        BERTH.platforms[BERTH.platform].scheduler == "slurm" and workflow.non_local_exec
+    )
+    # What submits nothing, such as `render` and `doctor`, needs no scheduler.
+    if slurm and not all(job.is_local for job in workflow.dag.needrun_jobs()):
         settings = workflow.executor_settings
         try:
             check_status_command(
@@ -139,3 +146,36 @@ def resources_of_sweep():
     """What a sweep asks its scheduler for: functions by name; nothing where there is no scheduler."""
     names = sweep_names(BERTH.platforms[BERTH.platform])
     return {name: partial(one_resource, name) for name in names}
+
+
+@cache
+def all_rendered():
+    """The deployments of this platform as they would run, by name."""
+    return renderings(BERTH, Path.cwd(), sys.version_info[:2])
+
+
+def rendered_folders(w):
+    """The folder of each deployment that has scripts."""
+    return [
+        f"{RESULTS}/render/{BERTH.platform}/{name}"
+        for name, rendering in all_rendered().items()
+        if not not_rendered(rendering)
+    ]
+
+
+def left_out():
+    """Why deployments have no scripts, one sentence each."""
+    return [why for each in all_rendered().values() if (why := not_rendered(each))]
+
+
+def rendered(name):
+    """The files of one deployment and the warnings that belong to them."""
+    if name not in all_rendered():
+        raise WorkflowError(
+            f"{name}: no selected experiment uses such a deployment on {BERTH.platform}. "
+            f"Known: {', '.join(sorted(all_rendered())) or 'none'}."
+        )
+    try:
+        return render_files(all_rendered()[name]), warnings_of(all_rendered()[name])
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None

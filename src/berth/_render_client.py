@@ -1,0 +1,78 @@
+"""client.sh: the benchmark client, one point."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from berth import _render_parts as parts
+from berth._render_server import working_folder
+from berth.shelltext import comment, exports, script
+
+if TYPE_CHECKING:
+    from berth.rendering import Rendering, Use
+
+
+def client_scripts(rendering: Rendering) -> dict[str, str]:
+    """client.sh; or one client-EXPERIMENT.sh each, where several experiments ask different things of the deployment."""
+    if not rendering.recipe.clients:
+        return {}
+    texts = {use.experiment.name: _client(rendering, use) for use in rendering.uses}
+    if len(set(texts.values())) == 1:
+        return {"client.sh": next(iter(texts.values()))}
+    return {f"client-{name}.sh": text for name, text in texts.items()}
+
+
+def _client(rendering: Rendering, use: Use) -> str:
+    container = rendering.client(use)
+    how = f"in {rendering.root} run {rendering.workflow(use.dataset.with_name('receipt.json'))}"
+    return script(
+        _head(rendering, use),
+        "set -euo pipefail\n",
+        _settings(rendering),
+        _secrets(rendering),
+        parts.environment(rendering, container)
+        + comment("The server is never behind a proxy.")
+        + exports({"no_proxy": "*", "NO_PROXY": "*"}),
+        parts.staged(rendering, (use.dataset, how)) + parts.devices_there(rendering, container),
+        working_folder(rendering),
+        parts.container_name(rendering),
+        parts.command(rendering, container),
+        f'echo "the client\'s own result: {rendering.scratch}/c$CONCURRENCY.json"\n',
+    )
+
+
+def _head(rendering: Rendering, use: Use) -> str:
+    levels = " ".join(str(level) for level in use.benchmark["concurrency"])
+    lines = [
+        f"One point of {use.experiment.name}: {use.benchmark['num_prompts']} prompts to {rendering.deployment.name}.",
+        "",
+        "    CONCURRENCY=16 bash client.sh",
+        "",
+        f"The levels of the experiment: {levels}. BASE_URL says where the server is, if not on this node.",
+        "",
+        "Berth measures with the same arguments, in one warm process for all points where the version allows it.",
+    ]
+    if use.benchmark["warm_up_prompts"]:
+        lines.append(
+            f"It sends {use.benchmark['warm_up_prompts']} prompts of seed {use.benchmark['seed'] + 1} before the first "
+            "point, which are not measured."
+        )
+    return comment(*lines)
+
+
+def _settings(rendering: Rendering) -> str:
+    return (
+        'CONCURRENCY="${CONCURRENCY:-1}"\n'
+        f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
+        # Neither is for the client's own environment.
+        "export -n CONCURRENCY BASE_URL\n"
+    )
+
+
+def _secrets(rendering: Rendering) -> str:
+    server, client = rendering.recipe.server_key, rendering.recipe.client_key
+    if not server or not client:
+        return ""
+    text = comment("The key of the server, under the name in which the client looks for it.")
+    text += f'export {client}="${{{server}:?is not set; export the key that the server was started with}}"\n'
+    return text + (parts.handed_over({client: client}) if rendering.platform.runtime == "apptainer" else "")

@@ -1,0 +1,123 @@
+"""stage.sh: how the model and the image get to where server.sh expects them."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from berth import _render_parts as parts
+from berth.container import render_shell
+from berth.shelltext import comment, exports, must, quote, script
+
+if TYPE_CHECKING:
+    from berth.rendering import Rendering
+
+# As the paper's scripts set it; stores of sites refuse the newer default.
+_AWS = {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_MAX_ATTEMPTS": "10"}
+_NO_GIT = ["--exclude", ".git*", "--exclude", ".cache/*"]
+# Compares a folder with the manifest that Berth writes beside a model in the store, through sha256sum.
+_LIST_SUMS = 'import json, sys; [print(f["sha256"], "", f["path"]) for f in json.load(sys.stdin)["files"]]'
+
+Step = tuple[str, str, str]
+
+
+def stage_script(rendering: Rendering) -> str:
+    """The script with one step per word: `bash stage.sh model`."""
+    steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
+    steps += _image_steps(rendering)
+    told = [f"    bash stage.sh {name:<9}{what}" for name, what, _ in steps]
+    cases = "".join(f"  {name})\n{_indented(body)}    ;;\n" for name, _, body in steps)
+    names = "|".join(name for name, _, _ in steps)
+    return script(
+        comment(
+            f"What {rendering.deployment.name} needs on {rendering.platform.name}, step by step. Berth's own rules do "
+            "the same and verify every file by its SHA-256; this is for people who want to see it or to do it by hand.",
+            "",
+            *told,
+        ),
+        "set -euo pipefail\n",
+        f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
+    )
+
+
+def _indented(text: str) -> str:
+    return "".join(f"    {line}\n" if line else "\n" for line in text.splitlines())
+
+
+def _by_berth(rendering: Rendering) -> list[Step]:
+    receipt = rendering.results / "staged" / rendering.platform.name / f"{rendering.model.name}.json"
+    body = comment("The store of this platform lives only while a rule of Berth uses it.")
+    return [
+        ("model", f"the model into {rendering.model_dir}", body + _workflow(rendering, rendering.workflow(receipt)))
+    ]
+
+
+def _workflow(rendering: Rendering, command: str) -> str:
+    return f"cd {quote(str(rendering.root))}\n{command}\n"
+
+
+def _model_steps(rendering: Rendering) -> list[Step]:
+    model, store = rendering.model, rendering.platform.store
+    local = rendering.results / "models" / model.name / "files"
+    prefix = "/".join(part for part in (store.prefix.strip("/"), model.repo) if part)
+    place = f"s3://{store.bucket}/{prefix}"
+    options = ["--endpoint-url", store.endpoint_url, "--region", store.region]
+    credentials = exports(_AWS) + must(
+        '[ -n "${AWS_ACCESS_KEY_ID:-}${AWS_PROFILE:-}" ]',
+        "no credentials: export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    )
+    if model.source == "hub":
+        download = _download(rendering, str(local))
+    else:
+        download = _workflow(rendering, rendering.workflow(local.with_name("manifest.json")))
+    push = render_shell(["aws", "s3", "sync", str(local), f"{place}/", *_NO_GIT, *options], quote)
+    pull = render_shell(["aws", "s3", "sync", f"{place}/", str(rendering.model_dir), *options], quote)
+    show = shlex.join(["aws", "s3", "cp", f"{place}.manifest.json", "-", *options])
+    folder = quote(str(rendering.model_dir))
+    verify = (
+        comment("Berth writes this manifest when it pushes; a model that was pushed by hand has none.")
+        + f"{show} |\n  python3 -c {shlex.quote(_LIST_SUMS)} |\n  (cd {folder} && sha256sum --check --quiet)\n"
+    )
+    return [
+        ("download", "where there is internet: the repository from the hub", download),
+        ("push", f"from there into {place}", credentials + push),
+        ("model", f"on the cluster: into {rendering.model_dir}", credentials + f"mkdir -p {folder}\n" + pull),
+        ("verify", "there: compare every file with the manifest", credentials + verify),
+    ]
+
+
+def _download(rendering: Rendering, local: str) -> str:
+    model = rendering.model
+    argv = ["hf", "download", model.repo]
+    argv += ["--revision", model.revision] if model.revision else []
+    for flag, patterns in (("--include", model.allow_patterns), ("--exclude", model.ignore_patterns)):
+        for pattern in patterns:
+            argv += [flag, pattern]
+    text = ""
+    if not model.revision:
+        text += comment("No revision is configured: this takes what the branch main is at today.")
+    if model.gated:
+        text += must(
+            '[ -n "${HF_TOKEN:-}" ] || [ -s "${HF_HOME:-$HOME/.cache/huggingface}/token" ]',
+            f"{model.repo} is gated: export HF_TOKEN of an account that accepted its licence, or run hf auth login",
+        )
+    return text + render_shell([*argv, "--local-dir", local], quote)
+
+
+def _image_steps(rendering: Rendering) -> list[Step]:
+    container, runtime = rendering.server.container, rendering.platform.runtime
+    path = str(rendering.image_path)
+    if container.kind == "environment":
+        version = rendering.deployment.version
+        receipt = rendering.results / "images" / rendering.platform.name / f"{rendering.recipe.name}-{version}.json"
+        body = comment(f"Built from src/berth/locks/{container.image}, every package at one version.")
+        return [("image", f"the environment into {path}", body + _workflow(rendering, rendering.workflow(receipt)))]
+    if runtime == "podman":
+        body = parts.without_session() + shlex.join(["podman", "pull", container.pinned_image]) + "\n"
+        return [("image", "on each node of the job: into the storage of Podman", body)]
+    partial = f"{path}.partial"
+    build = shlex.join(["apptainer", "build", "--force", partial, f"docker://{container.pinned_image}"])
+    body = parts.apptainer_places(rendering) + f"mkdir -p {quote(str(rendering.image_path.parent))}\n"
+    body += comment("Under another name first: a build that breaks off leaves no image that looks whole.")
+    body += f"{build}\nmv {quote(partial)} {quote(path)}\n"
+    return [("image", f"once per cluster: {path}", body)]

@@ -1,0 +1,209 @@
+"""One deployment as it would run, for people: its container, its client and its places, with nothing started or staged.
+
+Names and addresses that only a job knows stand in it as shell variables (berth.shelltext.variable).
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from berth.bench import bench_argv, settings_of
+from berth.container import Container, Mount
+from berth.image import default_cache_dir, environment_folder
+from berth.pins import read_lock
+from berth.recipes import load_recipe
+from berth.resolve import Resolved, client_container, resolve
+from berth.shelltext import variable
+from berth.spec import LOCKS, Definition, define, site_of
+
+if TYPE_CHECKING:
+    from berth.config import Config, Deployment, Experiment, Model, Platform
+    from berth.recipe import Recipe
+
+# The shell variables of the rendered scripts.
+NAME, CONCURRENCY, BASE_URL = variable("NAME"), variable("CONCURRENCY"), variable("BASE_URL")
+HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
+
+
+@dataclass(frozen=True)
+class Use:
+    """One experiment that measures the deployment; `definition` is what its points are filed under."""
+
+    experiment: Experiment
+    benchmark: dict[str, Any]
+    dataset: Path
+    definition: Definition
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """What the scripts of one deployment are made from. All paths are absolute."""
+
+    deployment: Deployment
+    platform: Platform
+    model: Model
+    recipe: Recipe
+    uses: tuple[Use, ...]
+    root: Path
+    results: Path
+    python: tuple[int, int]
+
+    @property
+    def unpinned(self) -> bool:
+        """Whether the model's commit is not known, so that nothing can be measured with it."""
+        return self.model.source == "hub" and self.model.revision is None
+
+    @property
+    def folder(self) -> Path:
+        """Where the rendered files are."""
+        return self.results / "render" / self.platform.name / self.deployment.name
+
+    @property
+    def scratch(self) -> Path:
+        """Where a server that is started by hand works; a sweep has a folder of its own beside it."""
+        return self._path(self.platform.scratch_dir) / "berth" / "by-hand" / self.deployment.name
+
+    @property
+    def models_dir(self) -> Path:
+        """Where the platform keeps models."""
+        return self._path(self.platform.models_dir)
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the staged model is."""
+        return self.models_dir / self.model.repo
+
+    @property
+    def port(self) -> int:
+        """The first port of the platform's range."""
+        return self.platform.ports[0]
+
+    @property
+    def cluster_port(self) -> int:
+        """The port at which the nodes of one server meet: the one after the server's."""
+        return self.port + 1
+
+    @property
+    def near_host(self) -> str:
+        """The host at which a client on the server's node reaches it."""
+        return "127.0.0.1" if self.platform.host == "0.0.0.0" else self.platform.host  # noqa: S104  # A comparison.
+
+    @property
+    def image_path(self) -> Path:
+        """The environment or the SIF that the command runs from; for Podman, whose storage is its own, the folder."""
+        folder = self._path(self.platform.images_dir) if self.platform.images_dir else default_cache_dir()
+        image = self.recipe.image(self.deployment.version, self.platform.accelerator.kind)
+        if image.kind == "environment":
+            return environment_folder(read_lock(LOCKS / image.lock), folder, self.python)
+        if self.platform.runtime == "podman":
+            return folder
+        name, _, tag = image.reference.rpartition("/")[2].partition(":")
+        digest = image.digest.removeprefix("sha256:")[:12]
+        return folder / ("-".join(filter(None, (name, tag, digest))) + ".sif")
+
+    @cached_property
+    def server(self) -> Resolved:
+        """The server's container, or the first node's."""
+        return self.node(0)
+
+    def node(self, rank: int) -> Resolved:
+        """The container of the first node (0), or of any other (1)."""
+        deployment, platform = self.deployment, self.platform
+        return resolve(
+            self.recipe,
+            accelerator=platform.accelerator.kind,
+            version=deployment.version,
+            platform_name=platform.name,
+            model_path=self.model_dir,
+            served_name=self.model.repo,
+            host=platform.host,
+            port=self.port,
+            cache_dir=self.scratch / "cache",
+            files_dir=self.folder / "files",
+            name=NAME,
+            device=platform.accelerator.name,
+            site=site_of(platform, self.recipe.name),
+            deployment_args=deployment.args,
+            deployment_env=deployment.env,
+            deployment_reason=deployment.reason,
+            nodes=deployment.nodes,
+            tensor_parallel=deployment.tensor_parallel,
+            pipeline_parallel=deployment.pipeline_parallel,
+            node_rank=rank,
+            rank_word=RANK,
+            head_address=HEAD,
+            node_address=NODE,
+        )
+
+    def client(self, use: Use) -> Container:
+        """The benchmark client for one point, with its arguments."""
+        mounts = (
+            Mount(str(use.dataset), str(use.dataset), read_only=True),
+            Mount(str(self.model_dir), str(self.model_dir), read_only=True),
+            Mount(str(self.scratch), str(self.scratch)),
+        )
+        version = self.deployment.version
+        container = client_container(
+            self.recipe, self.server.container, version=version, name=f"{NAME}-client", mounts=mounts
+        )
+        command = self.recipe.client(version).command
+        settings = settings_of(
+            use.benchmark,
+            base_url=BASE_URL,
+            served_model=self.model.repo,
+            tokenizer=self.model_dir,
+            dataset_path=use.dataset,
+            backend_flag=self.recipe.client(version).backend_flag,
+        )
+        argv = bench_argv(settings, 1, self.scratch / f"c{CONCURRENCY}.json")
+        argv[argv.index("--max-concurrency") + 1] = CONCURRENCY
+        return replace(container, entrypoint=command[0], args=(*command[1:], *argv))
+
+    def workflow(self, target: Path) -> str:
+        """The command that lets Berth make a file, in the folder `root`."""
+        name = target.relative_to(self.root) if target.is_relative_to(self.root) else target
+        words = ["snakemake", "--cores", "1", "--config", f"platform={self.platform.name}", "--", str(name)]
+        return shlex.join(words)
+
+    def _path(self, text: str) -> Path:
+        path = Path(text).expanduser()
+        return path if path.is_absolute() else self.root / path
+
+
+def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str, Rendering]:
+    """The deployments of the platform at hand that the selected experiments use, by name. Nothing is read but recipes.
+
+    `root` is the working directory; `python` is the version that environments are built with.
+
+    Raises:
+        BerthError: recipe and deployment do not go together.
+    """
+    platform = config.platforms[config.platform]
+    uses: dict[str, list[Use]] = {}
+    for experiment in config.experiments.values():
+        if config.select and experiment.name not in config.select:
+            continue
+        benchmark = config.benchmarks[experiment.benchmark]
+        dataset = root / config.results / "datasets" / benchmark.dataset / "sharegpt.json"
+        for name in experiment.deployments:
+            deployment = config.deployments[name]
+            if deployment.platform == platform.name:
+                definition = define(config, deployment, benchmark, root, allow_unpinned=True)
+                uses.setdefault(name, []).append(Use(experiment, asdict(benchmark), dataset, definition))
+    return {
+        name: Rendering(
+            deployment=config.deployments[name],
+            platform=platform,
+            model=config.models[config.deployments[name].model],
+            recipe=load_recipe(root / config.config_dir / "recipes" / f"{config.deployments[name].recipe}.yaml"),
+            uses=tuple(found),
+            root=root,
+            results=root / config.results,
+            python=python,
+        )
+        for name, found in uses.items()
+    }
