@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -96,6 +97,8 @@ def test_killed_snakemake_and_killed_sweep(workspace: Workspace) -> None:
     (first_sweep,) = sweeps(workspace)
     workspace.kill_session(first)
     assert first_sweep.is_running()
+    # It goes on without Snakemake. Stopped, so that its short points are not done before the second sweep comes.
+    first_sweep.suspend()
 
     workspace.run("--unlock")
     second = workspace.start()
@@ -114,6 +117,13 @@ def test_killed_snakemake_and_killed_sweep(workspace: Workspace) -> None:
     assert len((workspace.path / "results/tidy/points.csv").read_text().splitlines()) == 1 + 2 * len(LEVELS)
 
 
+def fill(path: Path) -> None:
+    """Write until the file system is full."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as handle:
+        while True:
+            handle.write(bytes(16 * 1024))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small tmpfs: run as root")
 def test_full_spool_loses_nothing(workspace: Workspace) -> None:
     """A spool that fills up ends the sweep before the next point; with room again only the rest is measured."""
@@ -124,7 +134,7 @@ def test_full_spool_loses_nothing(workspace: Workspace) -> None:
     try:
         running = workspace.start()
         wait_until(lambda: point_starts(workspace, 1), "the first point starts")
-        (spool / "filler").write_bytes(bytes(5 * 1024 * 1024))
+        fill(spool / "filler")
         assert running.wait() == 1
         assert "no room for the next point's record" in run_log(workspace)
         assert levels_of(workspace.spooled()) == [1]
