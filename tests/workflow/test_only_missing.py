@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -173,3 +174,17 @@ def test_partial_draws_and_measures_nothing(workspace: Workspace) -> None:
     assert planned["tidy"] == 1
     workspace.run("figures", "--config", "partial=true")
     assert len((workspace.path / "results/tidy/points.csv").read_text().splitlines()) == len(LEVELS)
+
+
+def test_snakemake_report_holds_figures_with_captions(workspace: Workspace) -> None:
+    """`snakemake --report` packs every figure and the table, each with its caption and category."""
+    workspace.run("--report", "report.zip")
+    with zipfile.ZipFile(workspace.path / "report.zip") as archive:
+        names = archive.namelist()
+        page = "\n".join(
+            archive.read(name).decode(errors="replace") for name in names if name.endswith((".js", ".html"))
+        )
+    assert sum(name.endswith(".svg") for name in names) == 7 + 3
+    assert any(name.endswith("points.csv") for name in names)
+    assert "Output token throughput over maximum request concurrency" in page
+    assert '"Tables"' in page
