@@ -9,6 +9,8 @@ import pytest
 _ALONE = ("vllm", "slurm")
 
 
+# First, because xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "alone" if any(item.get_closest_marker(name) for name in _ALONE) else str(item.path)
