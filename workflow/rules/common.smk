@@ -9,6 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
 from berth.draw import draw_what_there_is
+from berth.doctor import patient_of
 from berth.errors import BerthError
 from berth.parse import load_config
 from berth.parts import PATTERN as PART
@@ -182,5 +183,19 @@ def rendered(name):
         )
     try:
         return render_files(all_rendered()[name]), warnings_of(all_rendered()[name])
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def patient():
+    """What `doctor` looks at."""
+    executor = getattr(workflow, "executor_settings", None)
+    try:
+        return patient_of(
+            BERTH,
+            all_rendered(),
+            status_command=getattr(executor, "status_command", None),
+            first_check_s=getattr(executor, "init_seconds_before_status_checks", None),
+        )
     except BerthError as error:
         raise WorkflowError(str(error)) from None
