@@ -37,7 +37,8 @@ check: $(VENV)/.ready-dev
 	$(BIN)/snakemake --lint
 
 test: check image
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest -m "not vllm" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m vllm
 
 # The tests' real server; `make demo` builds the same one by its own rule.
 image: $(VENV)/.ready
