@@ -1,0 +1,101 @@
+"""A stand-in for the `vllm` program, for tests in which scheduler and workflow are real and vLLM would add nothing.
+
+`serve` answers as a server that is ready. `bench serve` sends nothing: it sleeps, and writes a result of the form of
+vLLM's client. A file `hold-runN` beside this one keeps the point at concurrency 2 of run N going until it is removed.
+The real program runs in test_slurm_vllm.py.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+POINT_S = 1.0
+HELD_LEVEL = 2
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    served = ""
+
+    def answer(self, status: int, value: object = None) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def allowed(self) -> bool:
+        return self.headers["Authorization"] == f"Bearer {os.environ['VLLM_API_KEY']}"
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            self.answer(200)
+        elif self.path == "/metrics":
+            self.answer(404)
+        elif not self.allowed():
+            self.answer(401)
+        else:
+            self.answer(200, {"data": [{"id": self.served}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(200 if self.allowed() else 401, {"usage": {"completion_tokens": 1}})
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: the log is read for errors."""
+
+
+def options(words: list[str]) -> dict[str, str]:
+    """--name value and --name=value; a name without a value is left out."""
+    found = {}
+    for word, after in zip(words, [*words[1:], "--"], strict=True):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if equals or not after.startswith("--"):
+                found[name] = value if equals else after
+    return found
+
+
+def serve(given: dict[str, str]) -> None:
+    Handler.served = given["served-model-name"]
+    http.server.ThreadingHTTPServer((given["host"], int(given["port"])), Handler).serve_forever()
+
+
+def bench(given: dict[str, str]) -> None:
+    concurrency, prompts = int(given["max-concurrency"]), int(given["num-prompts"])
+    folder = Path(given["result-dir"])
+    run = next(part for part in folder.parts if part.startswith("run") and part[3:].isdigit())
+    begin = time.monotonic()
+    time.sleep(POINT_S)
+    while concurrency == HELD_LEVEL and (HERE / f"hold-{run}").exists():
+        time.sleep(0.1)
+    duration = time.monotonic() - begin
+    latency = duration * min(concurrency, prompts) / prompts
+    result = {
+        "duration": duration,
+        "completed": prompts,
+        "total_input_tokens": 10 * prompts,
+        "total_output_tokens": 10 * prompts,
+        "request_throughput": prompts / duration,
+        "output_throughput": 10 * prompts / duration,
+        "ttfts": [latency / 2] * prompts,
+        "itls": [[latency / 2]] * prompts,
+        **{
+            f"{statistic}_{metric}_ms": 1000 * latency
+            for statistic in ("mean", "median", "p99")
+            for metric in ("ttft", "tpot", "itl", "e2el")
+        },
+    }
+    (folder / given["result-filename"]).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(options(sys.argv[2:]))
+    else:
+        bench(options(sys.argv[3:]))
