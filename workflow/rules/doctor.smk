@@ -11,6 +11,8 @@ localrules:
 rule doctor:
     log:
         f"{RESULTS}/logs/doctor/{BERTH.platform}.log",
+    conda:
+        "../../environment.yml"
     params:
         patient=lambda w: patient(),
         report=f"{RESULTS}/logs/doctor/{BERTH.platform}.txt",
