@@ -30,6 +30,9 @@ def store_checks(store: Mapping[str, Any]) -> Iterator[Result]:
     place = s3.Store(store["bucket"], store["endpoint_url"], store["region"], store["addressing_style"], max_attempts=1)
     try:
         asked = s3.environment_mode()
+        # First, because some stores make a bucket when somebody writes into it.
+        with place.client("when_required") as client:
+            client.list_objects_v2(Bucket=place.bucket, MaxKeys=1)
         mode = s3.probe_write(place, "berth-doctor/")
     except BerthError as error:
         yield _store_failed(error)
@@ -88,9 +91,8 @@ def hub_check(models: Sequence[str], gated: Sequence[str], *, staged: bool) -> R
 
 def unreachable(address: str) -> str | None:
     """Why nothing answers at an address; None where something does, with whatever HTTP status."""
-    request = urllib.request.Request(address, method="GET")  # noqa: S310  # http or https, from configuration.
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):  # noqa: S310
+        with urllib.request.urlopen(address, timeout=_TIMEOUT_S):  # noqa: S310  # An address of the configuration.
             return None
     except urllib.error.HTTPError as error:
         # Registries ask for a login before they say anything else; an error of a proxy or a gateway is no answer.
