@@ -57,7 +57,8 @@ def _hosts(rendering: Rendering) -> str:
     if rendering.platform.scheduler == "slurm":
         inside, listing = "SLURM_JOB_ID", 'scontrol show hostnames "$SLURM_JOB_NODELIST"'
     else:
-        inside, listing = "FLUX_JOB_ID", "flux hostlist --expand --delimiter='\\n' local"
+        # Inside `flux batch` and `flux alloc` FLUX_JOB_ID is not set: the job is the instance itself.
+        inside, listing = "FLUX_URI", "flux hostlist --expand --delimiter='\\n' local"
     return (
         must(f'[ -n "${{{inside}:-}}" ]', f"this is no job: {parts.allocation(rendering)}")
         + f"mapfile -t HOSTS < <({listing})\n"

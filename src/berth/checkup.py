@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from berth.holder import job_id
 
 _TIMEOUT_S = 30.0
 # Of /proc/self/mountinfo (proc(5)); what Lustre, GPFS and others call themselves there.
@@ -114,4 +115,4 @@ def is_network(kind: str) -> bool:
 
 def in_job() -> bool:
     """Whether this is a compute node of a job, where accelerators must be."""
-    return bool(os.environ.get("SLURM_JOB_ID") or os.environ.get("FLUX_JOB_ID"))
+    return job_id() is not None

@@ -10,6 +10,14 @@ from typing import Any
 
 from berth.processes import start_ticks
 
+# In a batch script of Flux the job is the instance around it, which later versions name.
+JOB_ID_VARIABLES = ("SLURM_JOB_ID", "FLUX_JOB_ID", "FLUX_ENCLOSING_ID")
+
+
+def job_id() -> str | None:
+    """The scheduler's id of this job, None outside one."""
+    return next((value for name in JOB_ID_VARIABLES if (value := os.environ.get(name))), None)
+
 
 @dataclass(frozen=True)
 class Identity:

@@ -14,10 +14,10 @@ from berth.container import Mount
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
+from berth.holder import job_id
 from berth.processes import TOKEN_VARIABLE
 from berth.ready import Checks
 from berth.recipes import load_recipe
-from berth.recording import job_id
 from berth.resolve import Resolved, client_container, resolve
 from berth.runtime import Command, command
 from berth.serve import Launch
@@ -123,6 +123,7 @@ class Deployed:
                 self.request.platform_settings["runtime"],
                 self.image,
                 secrets,
+                scratch=self.scratch,
                 grace_s=self.request.settings["stop_grace_s"],
             )
             both.append(replace(started, env={**started.env, TOKEN_VARIABLE: token, "PYTHONPATH": ""}))
@@ -134,6 +135,7 @@ class Deployed:
             self.request.platform_settings["runtime"],
             self.image,
             secrets,
+            scratch=self.scratch,
             grace_s=self.request.settings["stop_grace_s"],
         )
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from berth import leasefiles
 from berth.errors import BerthError
 from berth.fsio import write_json
-from berth.holder import Holder, Identity, Leftover
+from berth.holder import Holder, Identity, Leftover, job_id
 from berth.processes import Ended, end_processes, find_processes
 from berth.signals import uninterrupted
 from berth.sockets import remove_shared_memory, shared_memory_of
@@ -237,7 +237,7 @@ def _acquire(
         ours = Holder(
             identity=identity,
             token=token,
-            job_id=os.environ.get("SLURM_JOB_ID") or os.environ.get("FLUX_JOB_ID"),
+            job_id=job_id(),
             acquired=datetime.now(UTC).isoformat(timespec="seconds"),
             released=False,
             shared_memory={},

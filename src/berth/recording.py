@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from berth.client import ClientFailed
+from berth.holder import job_id
 from berth.record import build_record
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ class Instance:
     number: int
     timeline: list[dict[str, Any]]
     command: Sequence[str]
-
-
-def job_id() -> str | None:
-    """The scheduler's id of this job, None outside one."""
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("FLUX_JOB_ID")
 
 
 def failure_of(error: BerthError, log: str) -> dict[str, Any]:

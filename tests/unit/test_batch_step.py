@@ -87,7 +87,7 @@ def test_signal_before_the_sweep_is_ready_ends_the_job(tmp_path: Path) -> None:
     """While there is nothing to clean up the job simply ends."""
     path = tmp_path / "script"
     path.write_text(f"#!/bin/sh\n. {STEP} && touch started && sleep 60\n")
-    environment = {**os.environ, "FLUX_JOB_ID": "f1", "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "FLUX_ENCLOSING_ID": "f1", "TMPDIR": str(tmp_path)}
     with subprocess.Popen(["sh", str(path)], cwd=tmp_path, env=environment, start_new_session=True) as process:
         while not (tmp_path / "started").exists():
             time.sleep(0.02)

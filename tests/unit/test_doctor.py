@@ -56,7 +56,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
-    for name in ("SLURM_JOB_ID", "FLUX_JOB_ID"):
+    for name in ("SLURM_JOB_ID", "FLUX_JOB_ID", "FLUX_ENCLOSING_ID"):
         monkeypatch.delenv(name, raising=False)
     return folder
 

@@ -5,8 +5,9 @@
 # at once takes its job along. So this shell runs the job's script once more as a child, stays free to act, passes what
 # it gets to the sweep (which wrote its process id into $BERTH_BATCH_PID), and ends when the sweep has cleaned up.
 
-# Elsewhere than in a job, and in the child, nothing happens. A shell that was started with -c has no script.
-if [ -n "${SLURM_JOB_ID:-}${FLUX_JOB_ID:-}" ] && [ -z "${BERTH_BATCH_PID:-}" ] \
+# Elsewhere than in a job, and in the child, nothing happens. A shell that was started with -c has no script. In a batch
+# script of Flux FLUX_JOB_ID is not set: the job is the instance around it, which later versions name.
+if [ -n "${SLURM_JOB_ID:-}${FLUX_JOB_ID:-}${FLUX_ENCLOSING_ID:-}${FLUX_URI:-}" ] && [ -z "${BERTH_BATCH_PID:-}" ] \
     && [ "$(head -c 2 "$0" 2>/dev/null | tr -d '\0')" = '#!' ]; then
     BERTH_BATCH_PID=$(mktemp "${TMPDIR:-/tmp}/berth-batch.XXXXXX") || exit 1
     export BERTH_BATCH_PID
