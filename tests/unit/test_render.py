@@ -269,11 +269,13 @@ def test_podman_gets_the_reviewed_command_and_a_clean_environment(tmp_path: Path
 def test_a_script_that_is_asked_to_end_takes_its_container_down(tmp_path: Path) -> None:
     """TERM to the script stops, kills and removes the container at once, and the exit code says why it ended."""
     site = Site(tmp_path, no_devices(all_of("hops")["scout-hops"]))
+    pid = tmp_path / "pid"
     site.program(
-        "podman", 'if [ "$1" = run ]; then exec sleep 600; fi\nif [ "$1" = stop ]; then pkill -P "$PPID"; fi\n'
+        "podman",
+        f'if [ "$1" = run ]; then echo $$ > {pid}; exec sleep 600; fi\n[ "$1" = stop ] && kill "$(cat {pid})"\n',
     )
     process = site.start("server.sh", VLLM_API_KEY=SECRET, SLURM_JOB_ID="4711")
-    while not (tmp_path / "podman-run.env").exists() and process.poll() is None:
+    while not (pid.exists() and pid.read_text()) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     process.communicate()
