@@ -12,6 +12,7 @@ from berth.container import (
     Container,
     apptainer_argv,
     apptainer_env,
+    apptainer_places,
     podman_argv,
     process_argv,
     render_shell,
@@ -36,7 +37,7 @@ def environment(rendering: Rendering, container: Container) -> str:
     if rendering.platform.runtime == "podman":
         return without_session()
     inside = apptainer_env(dataclasses.replace(container, secret_env=()), {})
-    return without_session() + apptainer_places(rendering) + exports(inside)
+    return without_session() + apptainer_folders(rendering) + exports(inside)
 
 
 def without_session() -> str:
@@ -45,9 +46,9 @@ def without_session() -> str:
     return text + f"unset {' '.join(SESSION_VARIABLES)}\n"
 
 
-def apptainer_places(rendering: Rendering) -> str:
+def apptainer_folders(rendering: Rendering) -> str:
     """Where Apptainer unpacks."""
-    places = {f"APPTAINER_{name}DIR": f"{rendering.scratch}/apptainer/{name.lower()}" for name in ("CACHE", "TMP")}
+    places = apptainer_places(rendering.scratch)
     text = comment("Apptainer unpacks on the local disk, and not in the home directory or in memory.")
     return text + exports(places) + f"mkdir -p {' '.join(map(quote, places.values()))}\n"
 

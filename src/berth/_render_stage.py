@@ -117,7 +117,7 @@ def _image_steps(rendering: Rendering) -> list[Step]:
         return [("image", "on each node of the job: into the storage of Podman", body)]
     partial = f"{path}.partial"
     build = shlex.join(["apptainer", "build", "--force", partial, f"docker://{container.pinned_image}"])
-    body = parts.apptainer_places(rendering) + f"mkdir -p {quote(str(rendering.image_path.parent))}\n"
+    body = parts.apptainer_folders(rendering) + f"mkdir -p {quote(str(rendering.image_path.parent))}\n"
     body += comment("Under another name first: a build that breaks off leaves no image that looks whole.")
     body += f"{build}\nmv {quote(partial)} {quote(path)}\n"
     return [("image", f"once per cluster: {path}", body)]

@@ -120,6 +120,11 @@ def apptainer_env(container: Container, secrets: Mapping[str, str]) -> dict[str,
     return {f"APPTAINERENV_{name}": value for name, value in values.items()}
 
 
+def apptainer_places(scratch: str | Path) -> dict[str, str]:
+    """Where Apptainer unpacks and caches: on the node's local disk, and not in the home directory or in memory."""
+    return {f"APPTAINER_{name}DIR": f"{scratch}/apptainer/{name.lower()}" for name in ("CACHE", "TMP")}
+
+
 def process_argv(container: Container, prefix: str | Path) -> list[str]:
     """The command of a plain process in the environment at `prefix`."""
     if container.kind != "environment":

@@ -123,6 +123,7 @@ class Deployed:
                 self.request.platform_settings["runtime"],
                 self.image,
                 secrets,
+                scratch=self.scratch,
                 grace_s=self.request.settings["stop_grace_s"],
             )
             both.append(replace(started, env={**started.env, TOKEN_VARIABLE: token, "PYTHONPATH": ""}))
@@ -134,6 +135,7 @@ class Deployed:
             self.request.platform_settings["runtime"],
             self.image,
             secrets,
+            scratch=self.scratch,
             grace_s=self.request.settings["stop_grace_s"],
         )
 

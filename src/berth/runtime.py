@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.container import (
@@ -11,6 +12,7 @@ from berth.container import (
     Runtime,
     apptainer_argv,
     apptainer_env,
+    apptainer_places,
     podman_argv,
     process_argv,
     process_env,
@@ -33,12 +35,18 @@ class Command:
 
 
 def command(
-    container: Container, runtime: Runtime, image: Mapping[str, Any], secrets: Mapping[str, str], *, grace_s: float
+    container: Container,
+    runtime: Runtime,
+    image: Mapping[str, Any],
+    secrets: Mapping[str, str],
+    *,
+    scratch: Path,
+    grace_s: float,
 ) -> Command:
     """How a container is started on this node.
 
     `image` is the receipt of its staged image, whose `path` is the environment or the SIF. `secrets` has the value of
-    each of the container's secret names.
+    each of the container's secret names. `scratch` is on the node's disk; Apptainer's own folders are made there.
     """
     if runtime == "process":
         env = process_env(container, image["path"], os.environ)
@@ -47,6 +55,9 @@ def command(
     if runtime == "podman":
         stop = stop_argvs(container, runtime, grace_s=grace_s)
         return Command(tuple(podman_argv(container)), outside, dict(secrets), stop)
+    places = apptainer_places(scratch)
+    for place in places.values():
+        Path(place).mkdir(parents=True, exist_ok=True)
     inside = apptainer_env(container, {})
     hidden = {name: value for name, value in apptainer_env(container, secrets).items() if name not in inside}
-    return Command(tuple(apptainer_argv(container, image["path"])), {**outside, **inside}, hidden)
+    return Command(tuple(apptainer_argv(container, image["path"])), {**outside, **places, **inside}, hidden)
