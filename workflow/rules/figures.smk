@@ -51,6 +51,9 @@ rule figure:
         f"{RESULTS}/logs/figure/{{experiment}}/{{kind}}.log",
     conda:
         "../../environment.yml"
+    resources:
+        # Profiles of clusters limit them: a login node is shared.
+        drawings=1,
     params:
         title=lambda w: BERTH.experiments[w.experiment].title,
         published=lambda w: PLAN.published_of(w.experiment, w.kind),
