@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.dataset import fetch_sharegpt, generate_sharegpt
+from berth.fsio import write_bytes
 from berth.model import download_model
+from berth.staging import staged_manifest
 from berth.tinymodel import generate_model
 
 if TYPE_CHECKING:
@@ -14,11 +16,24 @@ if TYPE_CHECKING:
 
 
 def acquire_model(model: dict[str, Any], dest: str, manifest: str) -> Manifest:
-    """Download or generate a model (the fields of config.Model) into `dest`; its manifest is written last."""
+    """Download or generate a model (the fields of config.Model) into `dest`; `manifest` is written last.
+
+    Another copy of the manifest stays beside `dest`: Snakemake removes the output of a job before it runs it again, and
+    without any manifest the files that are there would count as somebody else's.
+    """
+    kept = staged_manifest(Path(dest))
+    if not kept.exists() and Path(manifest).exists():
+        write_bytes(kept, Path(manifest).read_bytes())
+    made = _make_model(model, Path(dest), kept)
+    write_bytes(Path(manifest), kept.read_bytes())
+    return made
+
+
+def _make_model(model: dict[str, Any], dest: Path, manifest: Path) -> Manifest:
     if model["source"] == "generate":
         return generate_model(
-            dest=Path(dest),
-            manifest_path=Path(manifest),
+            dest=dest,
+            manifest_path=manifest,
             seed=model["seed"],
             vocab_size=model["vocab_size"],
             hidden_size=model["hidden_size"],
@@ -28,8 +43,8 @@ def acquire_model(model: dict[str, Any], dest: str, manifest: str) -> Manifest:
     return download_model(
         repo=model["repo"],
         revision=model["revision"],
-        dest=Path(dest),
-        manifest_path=Path(manifest),
+        dest=dest,
+        manifest_path=manifest,
         allow_patterns=model["allow_patterns"],
         ignore_patterns=model["ignore_patterns"],
     )

@@ -206,11 +206,16 @@ def _receipt(path: str) -> dict[str, Any]:
 
 def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
     wanted, source = request.definition["model"], receipt["source"]
-    same = source["repo"] == wanted["repo"] and ("generated" in wanted or source.get("revision") == wanted["revision"])
-    if not same:
+    if "generated" in wanted:
+        shape = source.get("shape", {})
+        same = all(shape.get(key) == value for key, value in wanted["generated"].items())
+    else:
+        same = source.get("revision") == wanted["revision"]
+    if not same or source["repo"] != wanted["repo"]:
+        told = source.get("revision") or source.get("shape")
         raise BerthError(
-            f"{request.model_receipt}: the staged model is {source['repo']} at {source.get('revision')}, but the run "
-            f"is defined with {wanted}. Delete this receipt, so that the model is staged again."
+            f"{request.model_receipt}: the staged model is {source['repo']} at {told}, but the run is defined with "
+            f"{wanted}. Delete this receipt, so that the model is staged again."
         )
 
 

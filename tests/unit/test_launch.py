@@ -1,0 +1,59 @@
+"""A sweep starts only with what its run was defined with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from berth.errors import BerthError
+from berth.launch import prepare
+from berth.parse import load_config
+from berth.parts import texts
+from berth.plan import make_plan
+from berth.sweep import SweepRequest
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = {"seed": 0, "vocab_size": 4096, "hidden_size": 128, "layers": 2, "heads": 4}
+
+
+def request_of(root: Path, source: dict[str, Any]) -> SweepRequest:
+    """The request of a run on the local platform, with receipts of a model from `source` and of the right image."""
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    config = load_config({**raw, "config_dir": str(ROOT / "config"), "results": str(root / "results")}, ROOT)
+    plan = make_plan(config, root)
+    run = next(iter(plan.runs.values()))
+    (part,) = texts([list(run.benchmark.concurrency)])
+    model, image, dataset = (root / f"{name}.json" for name in ("model", "image", "dataset"))
+    model.write_text(json.dumps({"source": source, "dest": str(root / "model")}))
+    image.write_text(json.dumps({"reference": "x", "digest": run.definition.image["digest"], "path": str(root)}))
+    dataset.write_text(json.dumps({"path": "sharegpt.json"}))
+    (root / "model").mkdir()
+    (root / "sharegpt.json").write_text("[]")
+    request = plan.sweep_request(run.id.key, part)
+    request["platform_settings"]["scratch_dir"] = str(root / "scratch")
+    return SweepRequest(**request, model_receipt=str(model), image_receipt=str(image), dataset_receipt=str(dataset))
+
+
+def test_staged_model_of_the_definition_is_taken(tmp_path: Path) -> None:
+    """The generated model of the definition passes."""
+    request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
+    assert prepare(request).model_dir == tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"repo": "berth/tiny-llama", "revision": None, "shape": {**SHAPE, "seed": 1}},
+        {"repo": "berth/tiny-llama", "revision": None, "shape": {**SHAPE, "layers": 3}},
+        {"repo": "berth/tiny-llama", "revision": "0" * 40},
+        {"repo": "another/model", "revision": None, "shape": SHAPE},
+    ],
+)
+def test_staged_model_of_another_definition_is_refused(tmp_path: Path, source: dict[str, Any]) -> None:
+    """Another seed, shape or repository would be measured under a definition that is not its own."""
+    with pytest.raises(BerthError, match="the staged model is"):
+        prepare(request_of(tmp_path, source))
