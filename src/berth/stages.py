@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.image import default_cache_dir, stage_environment
+from berth.pins import LOCKS
 from berth.seaweed import embedded_store
 from berth.store import push_model, stage_model
 
@@ -65,7 +66,7 @@ def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, da
 def stage_image(image: dict[str, Any], images_dir: str, receipt: str) -> None:
     """Bring an image onto the platform: a pinned environment is built once in `images_dir` and reused."""
     stage_environment(
-        lock_file=Path(__file__).parent / "locks" / image["lock"],
+        lock_file=LOCKS / image["lock"],
         cache_dir=Path(images_dir).expanduser() if images_dir else default_cache_dir(),
         receipt_path=Path(receipt),
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
-from berth.draw import draw_what_there_is
+from berth.coordinates import RunId
+from berth.draw import FORMATS, draw_what_there_is
 from berth.doctor import patient_of
 from berth.errors import BerthError
 from berth.parse import load_config
@@ -61,7 +62,7 @@ def figure_files():
         f"{RESULTS}/figures/{experiment}/{kind}.{extension}"
         for experiment, kinds in PLAN.figures.items()
         for kind in kinds
-        for extension in ("pdf", "svg", "png")
+        for extension in FORMATS
     ]
 
 
@@ -102,7 +103,7 @@ def measurable(files):
 
 def key_of(w):
     """The key of the run that a rule's wildcards name."""
-    return f"{w.experiment}/{w.platform}/{w.spec}/run{w.run}"
+    return RunId(w.experiment, w.platform, w.spec, int(w.run)).key
 
 
 def marker_of(w):
