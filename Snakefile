@@ -73,8 +73,4 @@ onsuccess:
 
 onerror:
     end_run(PLAN)
-    draw_failures()
-    print(
-        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
-        f"The figures in {RESULTS}/figures/ show it. The same command measures what is still missing."
-    )
+    tell_failures()

@@ -47,6 +47,9 @@ def test_something_in_the_way_fails_with_the_remedy(fresh: Workspace) -> None:
     (failed,) = [line for line in lines(output) if line.startswith("FAIL")]
     assert "config/platforms/local.yaml: server.ports" in failed
     assert "1 check(s) of platform local failed" in output
+    # Nothing was to be measured, so nothing is said or drawn of measurements.
+    assert "Every finished point is kept" not in output
+    assert not (fresh.path / "results/figures").exists()
 
 
 def test_a_cluster_that_is_not_here_is_told_line_by_line(fresh: Workspace) -> None:

@@ -136,12 +136,19 @@ def check_before_start():
         raise WorkflowError(str(error)) from None
 
 
-def draw_failures():
-    """Put what failed into the figures; a failure to draw must not hide what it would have shown."""
+def tell_failures():
+    """Put what failed into the figures, and say where it is told; nothing where no measurement was asked for."""
+    if not ASKED:
+        return
+    # A failure to draw must not hide what it would have shown.
     try:
         draw_what_there_is(make_plan(BERTH, Path.cwd()))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
+    print(
+        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
+        f"The figures in {RESULTS}/figures/ show it. The same command measures what is still missing."
+    )
 
 
 def one_resource(name, w):
