@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from berth.kubernetes import Kubernetes
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,7 @@ class Platform:
     description: str = ""
     slurm: Slurm | None = None
     flux: Flux | None = None
+    kubernetes: Kubernetes | None = None
 
     @property
     def queue(self) -> Queue | None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth._doctor_folders import Store, folder_checks, room_checks
+from berth._doctor_kubernetes import kubernetes_checks
 from berth._doctor_node import installed, port_check, proxy_checks, version_checks
 from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks
 from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks
-from berth.checkup import warn
 from berth.config import Flux, Slurm
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.image import default_cache_dir
+from berth.kubernetes import Expose, Kubernetes, api_key_secret, release_name
 from berth.resources import sweep_resources
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Patient:
 
     `store` has the fields of config.Store and `queue` those of config.Slurm or config.Flux, None without a scheduler.
     `jobs` are the resources of a sweep by deployment. `models` has bytes by repository, `downloads` bytes by the name
-    of a model of the hub; `images` are references of container images.
+    of a model of the hub; `images` are references of container images. `kubernetes` has the fields of
+    kubernetes.Kubernetes, None elsewhere, and `secrets` the names of those that the deployments need there.
     """
 
     platform: str
@@ -59,6 +61,8 @@ class Patient:
     hub_models: list[str]
     gated: list[str]
     images: list[str]
+    kubernetes: dict[str, Any] | None = None
+    secrets: list[str] = field(default_factory=list)
     status_command: str | None = None
     first_check_s: int | None = None
 
@@ -97,9 +101,16 @@ def patient_of(
         "hub_models": [model.repo for model in hub],
         "gated": [model.repo for model in hub if model.gated],
         "images": [image.reference for image in containers if image.kind == "container"],
+        "kubernetes": asdict(platform.kubernetes) if platform.kubernetes else None,
+        "secrets": _secrets(platform.kubernetes, renderings) if platform.kubernetes else [],
         "status_command": status_command,
         "first_check_s": first_check_s,
     }
+
+
+def _secrets(settings: Kubernetes, renderings: Mapping[str, Rendering]) -> list[str]:
+    with_key = [each for each in renderings.values() if each.recipe.server_key]
+    return [settings.store_secret, *(api_key_secret(release_name(each.deployment.name)) for each in with_key)]
 
 
 def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
@@ -120,11 +131,10 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
 def _scheduler(patient: Patient) -> Iterator[Result]:
     plugin = _PLUGINS.get(patient.scheduler)
     if plugin is None:
-        if patient.scheduler == "kubernetes":
-            yield warn(
-                f"Kubernetes: the cluster of {patient.platform} is not looked at here",
-                "kubectl auth can-i create deployments tells whether this user may run a server there",
-            )
+        if patient.kubernetes is not None:
+            expose = patient.kubernetes["expose"]
+            settings = Kubernetes(**{**patient.kubernetes, "expose": Expose(**expose) if expose else None})
+            yield from kubernetes_checks(settings, patient.secrets)
         return
     yield submitted_with(plugin, [plugin] if installed(plugin) else [])
     # How staging asks for jobs is not asked about.

@@ -23,6 +23,7 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
+from berth.kubernetes import settings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +97,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
     ports = value["server"]["ports"]
     if ports[0] > ports[1]:
         raise BerthError(f"{file}: server.ports: {ports} is no range; the first port must not exceed the last.")
-    for scheduler in {"slurm", "flux"} & set(value):
+    for scheduler in {"slurm", "flux", "kubernetes"} & set(value):
         if value["scheduler"] != scheduler:
             raise BerthError(
                 f"{file}: {scheduler}: it is only for scheduler {scheduler}, and scheduler is {value['scheduler']}. "
@@ -120,6 +121,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
+        kubernetes=settings_of(value, file),
     )
 
 

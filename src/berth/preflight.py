@@ -35,6 +35,11 @@ def preflight(plan: Plan) -> None:
     if not runs:
         return
     platform = plan.config.platforms[plan.config.platform]
+    if platform.kubernetes:
+        raise BerthError(
+            f"config/platforms/{platform.name}.yaml: scheduler: kubernetes: this version of Berth measures nothing on "
+            "Kubernetes. `snakemake render` writes the values and the commands that put a server there by hand."
+        )
     results = plan.root / plan.config.results
     for name in sorted({run.deployment.model for run in runs}):
         if not (results / "staged" / platform.name / f"{name}.json").exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
+from berth.chartvalues import not_rendered
 from berth.coordinates import RunId
 from berth.draw import FORMATS, draw_what_there_is
 from berth.doctor import patient_of
@@ -16,7 +17,7 @@ from berth.parse import load_config
 from berth.parts import PATTERN as PART
 from berth.plan import make_plan
 from berth.preflight import preflight
-from berth.render import not_rendered, render_files, warnings_of
+from berth.render import manifests_argv, render_files, warnings_of
 from berth.rendering import renderings
 from berth.resources import staging_resources, sweep_names
 from berth.slurm import check_status_command
@@ -169,7 +170,7 @@ def all_rendered():
 
 
 def rendered_folders(w):
-    """The folder of each deployment that has scripts."""
+    """The folder of each deployment that is rendered."""
     return [
         f"{RESULTS}/render/{BERTH.platform}/{name}"
         for name, rendering in all_rendered().items()
@@ -178,7 +179,7 @@ def rendered_folders(w):
 
 
 def left_out():
-    """Why deployments have no scripts, one sentence each."""
+    """Why deployments are not rendered, one sentence each."""
     return [why for each in all_rendered().values() if (why := not_rendered(each))]
 
 
