@@ -17,6 +17,7 @@ from berth.config import (
     Model,
     Platform,
     RecipeSettings,
+    RuntimeSettings,
     Slurm,
     Staging,
     Store,
@@ -102,6 +103,12 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
                 f"{file}: {scheduler}: it is only for scheduler {scheduler}, and scheduler is {value['scheduler']}. "
                 "Remove the section, or correct scheduler."
             )
+    for runtime in {"podman", "apptainer"} & set(value):
+        if value["runtime"] != runtime:
+            raise BerthError(
+                f"{file}: {runtime}: it is only for runtime {runtime}, and runtime is {value['runtime']}. "
+                "Remove the section, or correct runtime."
+            )
     return Platform(
         name=name,
         label=value["label"],
@@ -120,7 +127,13 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
+        container=_runtime(value.get("podman", {}) | value.get("apptainer", {})),
+        modules=tuple(value.get("modules", ())),
     )
+
+
+def _runtime(value: dict[str, Any]) -> RuntimeSettings:
+    return RuntimeSettings(options=tuple(value.get("options", ())), storage=value.get("storage", ""))
 
 
 def _queue(value: dict[str, Any]) -> dict[str, Any]:
