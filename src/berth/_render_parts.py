@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from berth.container import (
@@ -20,9 +19,11 @@ from berth.container import (
     render_shell,
     stop_argvs,
 )
-from berth.shelltext import comment, exports, must, quote, required, variable
+from berth.shelltext import comment, exports, must, quote, required
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from berth.rendering import Rendering
 
 # As a sweep asks by default (sweep.stop_grace_s).
@@ -91,10 +92,7 @@ def beginning(rendering: Rendering) -> str:
 
 def podman(rendering: Rendering) -> tuple[str, ...]:
     """Podman with the platform's storage."""
-    storage = rendering.platform.container.storage
-    if storage.startswith("~"):
-        storage = str(Path(storage).expanduser())
-    return podman_program(storage.replace("$USER", variable("USER")))
+    return podman_program(rendering.platform.container.storage)
 
 
 def argv(rendering: Rendering, container: Container) -> list[str]:

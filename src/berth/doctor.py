@@ -20,7 +20,6 @@ from berth.fsio import write_text
 from berth.image import default_cache_dir
 from berth.modules import with_modules
 from berth.resources import sweep_resources
-from berth.runtime import local_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -152,7 +151,7 @@ def _runtime(patient: Patient) -> Iterator[Result]:
     if patient.modules:
         yield ok(f"modules: {', '.join(patient.modules)} can be loaded here")
     if patient.runtime == "podman":
-        yield from podman_checks(podman_program(local_folder(patient.storage, environ)), environ)
+        yield from podman_checks(podman_program(patient.storage), environ)
     elif patient.runtime == "apptainer":
         yield from apptainer_checks(environ)
     if patient.runtime in ("podman", "apptainer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -220,7 +221,14 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
         if not path.exists():
             raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
     scratch = Path(request.platform_settings["scratch_dir"]).expanduser().absolute() / "berth" / request.id.key
-    scratch.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BerthError(
+            f"config/platforms/{request.platform}.yaml: paths.scratch: {scratch} cannot be made on "
+            f"{socket.gethostname()}: {error.strerror}. On a disk that users share, put "
+            "$USER into the path, so that it is a folder of your own."
+        ) from None
     logs = Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))

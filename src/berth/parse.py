@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from berth._schema import check, load_yaml, nearest
 from berth.config import (
@@ -24,9 +26,6 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def load_config(raw: dict[str, Any], root: Path) -> Config:
@@ -119,7 +118,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         runtime=value["runtime"],
         models_dir=value["paths"]["models"],
         images_dir=value["paths"].get("images", ""),
-        scratch_dir=value["paths"]["scratch"],
+        scratch_dir=_own(value["paths"]["scratch"]),
         store=Store(**value["store"]),
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
@@ -133,7 +132,13 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
 
 
 def _runtime(value: dict[str, Any]) -> RuntimeSettings:
-    return RuntimeSettings(options=tuple(value.get("options", ())), storage=value.get("storage", ""))
+    return RuntimeSettings(options=tuple(value.get("options", ())), storage=_own(value.get("storage", "")))
+
+
+def _own(folder: str) -> str:
+    """A folder on a node's disk, which several users share: $USER and `~` are filled in."""
+    filled = folder.replace("$USER", getpass.getuser()) if "$USER" in folder else folder
+    return str(Path(filled).expanduser()) if filled.startswith("~") else filled
 
 
 def _queue(value: dict[str, Any]) -> dict[str, Any]:

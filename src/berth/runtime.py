@@ -66,14 +66,8 @@ class Host:
             runtime=runtime,
             environ=without_login_session(with_modules(settings["modules"], given, where=where)),
             options=tuple(settings["options"]),
-            podman=podman_program(local_folder(settings["storage"], given)) if runtime == "podman" else (),
+            podman=podman_program(settings["storage"]) if runtime == "podman" else (),
         )
-
-
-def local_folder(text: str, environ: Mapping[str, str]) -> str:
-    """A folder of a node: `~` and $USER are filled in, because several users share its disk. "" stays ""."""
-    user = environ.get("USER") or str(os.getuid())
-    return str(Path(text.replace("$USER", user)).expanduser()) if text else ""
 
 
 def command(

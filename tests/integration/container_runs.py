@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = ROOT / "tests/slurm/standin_vllm.py"
 VLLM = "/opt/vllm"
+PATH = "/opt/bin:/usr/local/bin:/usr/bin:/bin"
 # What Podman 4.3 needs as root without every capability, on a host with both versions of cgroups.
 PODMAN_CONF = """[containers]
 default_ulimits=["nofile=20000:20000", "nproc=32768:32768"]
@@ -99,6 +100,11 @@ def make_root(folder: Path, *, real: bool) -> dict[str, Path]:
     if not base.is_relative_to("/usr"):
         mounts[str(base)] = base
         (folder / str(base)[1:]).mkdir(parents=True)
+    # Where Apptainer looks for the variables of an image.
+    profile = folder / ".singularity.d/env/90-environment.sh"
+    profile.parent.mkdir(parents=True)
+    profile.write_text(f"export PATH={PATH}\n")
+    profile.chmod(0o755)
     for name, command in (("vllm", program), ("python3", python)):
         (folder / "opt/bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
         (folder / "opt/bin" / name).chmod(0o755)
@@ -136,7 +142,7 @@ def podman_image(folder: Path, *, real: bool) -> Iterator[Podman]:
     environ = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
     subprocess.run(["tar", "-C", str(folder / "root"), "-cf", str(folder / "image.tar"), "."], check=True)
     image = f"localhost/berth/test-{uuid.uuid4().hex[:8]}:1"
-    path = "--change=ENV PATH=/opt/bin:/usr/local/bin:/usr/bin:/bin"
+    path = f"--change=ENV PATH={PATH}"
     podman = Podman(environ, image, "", mounts)
     try:
         podman("import", path, str(folder / "image.tar"), image)
@@ -163,6 +169,44 @@ def ended_sweeps() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Apptainer:
+    """Apptainer that works here, with one SIF."""
+
+    environ: dict[str, str]
+    sif: Path
+    mounts: dict[str, Path]
+
+
+def apptainer_image(folder: Path, *, real: bool) -> Apptainer:
+    """Apptainer with a SIF that is made on the spot; the test skips where it cannot run."""
+    private = default_cache_dir() / "apptainer/bin"
+    path = f"{private}:{os.environ['PATH']}"
+    if shutil.which("apptainer", path=path) is None:
+        pytest.skip("Apptainer is not installed: tools/install-apptainer.sh")
+    mounts = make_root(folder / "root", real=real)
+    environ = {**os.environ, "PATH": path}
+    environ |= {f"APPTAINER_{name}DIR": str(folder / name) for name in ("TMP", "CACHE")}
+    (folder / "TMP").mkdir()
+    sif = folder / "image.sif"
+    for words in (
+        ["build", str(sif), str(folder / "root")],
+        ["exec", "--fakeroot", "--writable-tmpfs", "--bind=/usr:/usr:ro", str(sif), "sh", "-c", "exit 0"],
+    ):
+        done = subprocess.run(["apptainer", *words], env=environ, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"Apptainer cannot {words[0]} here: {done.stderr[-500:]}")
+    return Apptainer(environ, sif, mounts)
+
+
+def standin_folder(folder: Path) -> Path:
+    """A folder with the stand-in, as it is mounted, and in which `hold` works."""
+    place = folder / "standin"
+    place.mkdir()
+    shutil.copy(STANDIN, place / "standin_vllm.py")
+    return place
+
+
+@dataclass(frozen=True)
 class Run:
     """One run of an experiment on a platform of its own, and the processes that sweep it."""
 
@@ -180,10 +224,20 @@ class Run:
         """The run's key, as in paths."""
         return "/".join((*(self.request[part] for part in ("experiment", "platform", "spec")), "run1"))
 
-    def sweep(self, **environ: str) -> subprocess.Popen[bytes]:
-        """A sweep in a process of its own, as a job's script is; its log is sweep.log."""
+    def hold(self) -> Path:
+        """The stand-in's point at concurrency 2 lasts until this file is removed."""
+        file = self.folder / "standin/hold-run1"
+        file.touch()
+        return file
+
+    def in_point(self) -> bool:
+        """Whether the first point is finished and the second goes on."""
+        return self.log.exists() and 1 in self.spooled() and "concurrency 2" in self.log.read_text()
+
+    def sweep(self, *, before: str = "", **environ: str) -> subprocess.Popen[bytes]:
+        """A sweep in a process of its own, as a job is; its log is sweep.log. `before` is code that goes first."""
         (self.folder / "request.json").write_text(json.dumps(self.request))
-        command = [sys.executable, "-c", SWEEP, str(self.folder / "request.json"), str(self.log)]
+        command = [sys.executable, "-c", before + SWEEP, str(self.folder / "request.json"), str(self.log)]
         with (self.folder / "output.log").open("ab") as output:
             started = subprocess.Popen(
                 command,

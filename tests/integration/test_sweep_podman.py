@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from container_runs import STANDIN, Podman, Run, end, ended_sweeps, make_run, podman_image, until
+from container_runs import Podman, Run, end, ended_sweeps, make_run, podman_image, standin_folder, until
 
 from berth.container import INSTANCE_LABEL
 
@@ -56,9 +57,7 @@ def run_of(podman: Podman, folder: Path, *, real: bool = False, **settings: Any)
     """A run whose platform passes the host's folders in, and the stand-in where it is one."""
     options = [f"--volume={source}:{target}:ro" for target, source in podman.mounts.items()]
     if not real:
-        (folder / "standin").mkdir()
-        shutil.copy(STANDIN, folder / "standin/standin_vllm.py")
-        options.append(f"--volume={folder / 'standin'}:/standin:ro")
+        options.append(f"--volume={standin_folder(folder)}:/standin:ro")
     given = {"levels": (1, 2), "prompts": 8, **settings}
     kind = given.pop("accelerator", "cpu")
     platform = {
@@ -83,18 +82,6 @@ def run_of(podman: Podman, folder: Path, *, real: bool = False, **settings: Any)
     return make_run(folder, platform=platform, receipt=receipt, environ=environ, real=real, **given)
 
 
-def hold(run: Run) -> Path:
-    """The point at concurrency 2 lasts until this file is removed."""
-    file = run.folder / "standin/hold-run1"
-    file.touch()
-    return file
-
-
-def in_point(run: Run) -> bool:
-    """Whether the first point is finished and the second goes on."""
-    return 1 in run.spooled() and "concurrency 2" in run.log.read_text()
-
-
 @pytest.mark.vllm
 @pytest.mark.usefixtures("gpu")
 def test_the_real_vllm_is_measured_in_its_container(tmp_path: Path) -> None:
@@ -106,9 +93,9 @@ def test_the_real_vllm_is_measured_in_its_container(tmp_path: Path) -> None:
         sweep = run.sweep()
         until(lambda: run.log.exists() and "first_completion" in run.log.read_text(), run, sweep)
         name = next(each for each in podman.containers() if not each.endswith("-client"))
-        told = podman("inspect", "--format={{.State.Pid}} {{.HostConfig.IpcMode}} {{.HostConfig.NetworkMode}}", name)
-        pid, ipc, network = told.split()
-        assert (ipc, network) == ("host", "host")
+        pid = podman("inspect", "--format={{.State.Pid}}", name)
+        for namespace in ("ipc", "net"):
+            assert Path(f"/proc/{pid}/ns/{namespace}").readlink() == Path(f"/proc/self/ns/{namespace}").readlink()
         inside = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in entry
         )
@@ -123,7 +110,7 @@ def test_the_real_vllm_is_measured_in_its_container(tmp_path: Path) -> None:
         assert sorted(records) == [1, 2]
         for record in records.values():
             assert (record["client"]["mode"], record["client"]["version"]) == ("warm", record["server"]["version"])
-            assert record["validity"]["verdict"] == "valid", record["validity"]
+            assert record["validity"]["verdict"] == "accepted", record["validity"]
             assert record["result"]["completed"] == 16
             assert record["server"]["image"] == {"reference": podman.image, "digest": podman.digest}
             assert record["server"]["command"][:2] == ["podman", "run"]
@@ -137,9 +124,9 @@ def test_the_real_vllm_is_measured_in_its_container(tmp_path: Path) -> None:
 def test_a_cancelled_sweep_leaves_no_container(standin: Podman, tmp_path: Path, number: int) -> None:
     """TERM or INT in a point: the finished point is kept, and server and client are gone with their containers."""
     run = run_of(standin, tmp_path)
-    hold(run)
+    run.hold()
     sweep = run.sweep()
-    until(lambda: run.log.exists() and in_point(run), run, sweep)
+    until(run.in_point, run, sweep)
     names = until(lambda: len(found := standin.containers()) == 2 and found, run, sweep)
     assert all(name.startswith("berth-try-run1-4711-") for name in names)
     assert end(sweep, number) == 128 + number
@@ -151,9 +138,9 @@ def test_a_cancelled_sweep_leaves_no_container(standin: Podman, tmp_path: Path, 
 def test_what_a_killed_job_leaves_is_ended_by_the_next_sweep_and_nothing_else(standin: Podman, tmp_path: Path) -> None:
     """SIGKILL to all that the job is leaves the container; the next sweep ends it, spares a stranger's, and goes on."""
     run = run_of(standin, tmp_path)
-    held = hold(run)
+    held = run.hold()
     sweep = run.sweep()
-    until(lambda: run.log.exists() and in_point(run), run, sweep)
+    until(run.in_point, run, sweep)
     token = run.lease()["token"]
     stranger = standin(
         *("run", "--detach", "--rm", "--network=host", "--volume=/usr:/usr:ro", "--entrypoint=sleep"),
@@ -180,9 +167,9 @@ def test_what_a_killed_job_leaves_is_ended_by_the_next_sweep_and_nothing_else(st
 def test_a_server_that_is_killed_is_told_and_started_again(standin: Podman, tmp_path: Path) -> None:
     """SIGKILL to the process in the container, as the out-of-memory killer sends it, is told, and the run goes on."""
     run = run_of(standin, tmp_path, levels=(1, 2, 4))
-    held = hold(run)
+    held = run.hold()
     sweep = run.sweep()
-    until(lambda: run.log.exists() and in_point(run), run, sweep)
+    until(run.in_point, run, sweep)
     name = next(each for each in standin.containers() if not each.endswith("-client"))
     standin("kill", "--signal=KILL", name)
     held.unlink()
@@ -240,3 +227,36 @@ def test_a_model_that_the_container_cannot_read_is_told_before_the_server(standi
     assert "The container cannot read the model" in log
     assert "config.json: No such file or directory" in log
     assert standin.containers() == []
+
+
+# The first port that is chosen is the one that somebody else takes before the server is up.
+LISTEN = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+time.sleep(600)
+"""
+TAKEN = """
+import berth.launch
+choose, taken = berth.launch.free_port, [PORT]
+berth.launch.free_port = lambda *given, **named: taken.pop() if taken else choose(*given, **named)
+"""
+
+
+def test_a_port_that_another_user_takes_leads_to_another_port(standin: Podman, tmp_path: Path) -> None:
+    """The server ends because its port is taken between choice and start; it is started on another one."""
+    run = run_of(standin, tmp_path)
+    with subprocess.Popen(
+        ["/usr/bin/python3", "-c", LISTEN], stdout=subprocess.PIPE, text=True, cwd="/", **other_user()
+    ) as other:
+        assert other.stdout
+        port = int(other.stdout.readline())
+        assert run.sweep(before=TAKEN.replace("PORT", str(port))).wait() == 0, run.told()
+        other.kill()
+    assert f"Port {port} of 127.0.0.1 is used by another server" in run.log.read_text()
+    assert sorted(run.spooled()) == [1, 2]
+
+
+def other_user() -> dict[str, Any]:
+    """How a process is started as somebody else, where this user may do that."""
+    return {"user": 65534} if os.geteuid() == 0 else {}

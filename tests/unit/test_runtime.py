@@ -12,7 +12,7 @@ from berth.container import SESSION_VARIABLES, podman_argv
 from berth.errors import BerthError
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, resolve
-from berth.runtime import Command, Host, command, local_folder
+from berth.runtime import Command, Host, command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,7 +53,7 @@ def start(on: Host, scratch: Path, **more: Any) -> Command:
 
 def test_podman_marks_the_container_and_takes_what_was_staged(tmp_path: Path) -> None:
     """Beside the rendered command: the token by name and in a label, the staged digest, the site's options, no pull."""
-    on = host("podman", storage="/local/$USER", options=["--volume=/opt/site:/opt/site:ro"])
+    on = host("podman", storage="/local/me", options=["--volume=/opt/site:/opt/site:ro"])
     started = start(on, tmp_path)
     rendered = podman_argv(dataclasses.replace(resolved().container, digest=DIGEST), program=PODMAN)
     extra = [word for word in started.argv if word not in rendered]
@@ -105,13 +105,6 @@ def test_containers_start_without_a_login_session(tmp_path: Path, runtime: str) 
     started = start(host(runtime, environ), tmp_path)
     assert not set(SESSION_VARIABLES) & set(started.env)
     assert started.env["CUDA_VISIBLE_DEVICES"] == "2"
-
-
-def test_a_local_folder_may_hold_the_users_name() -> None:
-    """Several users share a node's disk, so that a folder there carries the user's name or id."""
-    assert local_folder("/tmp/$USER/c", {"USER": "me"}) == "/tmp/me/c"
-    assert local_folder("", {}) == ""
-    assert "$" not in local_folder("/tmp/$USER", {})
 
 
 def test_modules_of_the_platform_decide_what_runs(tmp_path: Path) -> None:
