@@ -17,6 +17,7 @@ from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.holder import job_id
 from berth.nodecheck import check_node
+from berth.processes import mark_of
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
@@ -262,4 +263,4 @@ def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
 def _container_name(request: SweepRequest, token: str) -> str:
     # The job for people, and of the token what makes the name unlike that of any other sweep on the node.
     job = job_id() or str(os.getpid())
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}-{token[:8]}")
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}-{mark_of(token)}")
