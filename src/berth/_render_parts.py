@@ -131,7 +131,11 @@ def devices_there(rendering: Rendering, container: Container) -> str:
 
 def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
     """Checks that what stage.sh brings is there; `more` are further paths and what makes each."""
-    text = must(f"[ -d {quote(str(rendering.model_dir))} ]", f"no model at {rendering.model_dir}: run stage.sh model")
+    text = ""
+    if rendering.recipe.expects.models_dir:
+        text = must(
+            f"[ -d {quote(str(rendering.model_dir))} ]", f"no model at {rendering.model_dir}: run stage.sh model"
+        )
     if rendering.platform.runtime != "podman":
         path = quote(str(rendering.image_path))
         text += must(f"[ -e {path} ]", f"no image at {rendering.image_path}: run stage.sh image")

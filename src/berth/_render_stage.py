@@ -23,7 +23,9 @@ Step = tuple[str, str, str]
 
 def stage_script(rendering: Rendering) -> str:
     """The script with one step per word: `bash stage.sh model`."""
-    steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
+    steps = []
+    if rendering.recipe.expects.models_dir:
+        steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
     steps += _image_steps(rendering)
     told = [f"    bash stage.sh {name:<9}{what}" for name, what, _ in steps]
     cases = "".join(f"  {name})\n{_indented(body)}    ;;\n" for name, _, body in steps)

@@ -179,6 +179,7 @@ class Deployment:
     pipeline_parallel: int = 1
     args: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
 

@@ -24,6 +24,8 @@ from berth.serve import Launch
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from berth.diagnose import KnownFailure
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
@@ -84,7 +86,8 @@ class Deployed:
         resolved = self._resolved(port)
         for file in resolved.files:
             write_text(file.path, file.text, mode=0o600)
-        started = self._command(resolved.container, {self.recipe.server_key: key} if self.recipe.server_key else {})
+        secrets = {self.recipe.server_key: key} if self.recipe.server_key else {}
+        started = self._command(resolved.container, secrets | further_secrets(self.recipe, os.environ))
         return Launch(
             argv=started.argv,
             env=started.env,
@@ -150,6 +153,7 @@ class Deployed:
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],
             deployment_reason=deployment["reason"],
+            inputs=deployment["inputs"],
             nodes=deployment["nodes"],
             tensor_parallel=deployment["tensor_parallel"],
             pipeline_parallel=deployment["pipeline_parallel"],
@@ -182,6 +186,18 @@ def prepare(request: SweepRequest) -> Deployed:
     logs = Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     return Deployed(request, load_recipe(Path(request.recipe_file)), image, model_dir, dataset_path, scratch, logs)
+
+
+def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:
+    """The values of a recipe's other secrets, which its users export.
+
+    Raises:
+        BerthError: one is not set.
+    """
+    for name, what in recipe.further_secrets.items():
+        if not environ.get(name):
+            raise BerthError(f"{recipe.file}: secrets.further: the variable {name} is not set. Export it: {what}")
+    return {name: environ[name] for name in recipe.further_secrets}
 
 
 def _receipt(path: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Rendering:
         folder = self._path(self.platform.images_dir) if self.platform.images_dir else default_cache_dir()
         image = self.recipe.image(self.deployment.version, self.platform.accelerator.kind)
         if image.kind == "environment":
-            return environment_folder(read_lock(LOCKS / image.lock), folder, self.python)
+            return environment_folder(read_lock(LOCKS / image.lock), image.package, folder, self.python)
         if self.platform.runtime == "podman":
             return folder
         name, _, tag = image.reference.rpartition("/")[2].partition(":")
@@ -130,6 +130,7 @@ class Rendering:
             deployment_args=deployment.args,
             deployment_env=deployment.env,
             deployment_reason=deployment.reason,
+            inputs=deployment.inputs,
             nodes=deployment.nodes,
             tensor_parallel=deployment.tensor_parallel,
             pipeline_parallel=deployment.pipeline_parallel,

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from berth._schema import nearest
 from berth.container import Container, Mount
 from berth.decide import Decision, Explanation, Site, decide
-from berth.errors import BerthError
 from berth.flags import known_flag, spell
 from berth.recipe import AcceleratorKind, Recipe, fill
 
@@ -94,6 +92,7 @@ def resolve(
         nodes=nodes,
     )
     site = site or Site()
+    recipe.check_inputs(inputs or {}, f"{recipe.file}: inputs")
     image = recipe.image(version, accelerator)
     inside = image.kind == "container"
     expects = recipe.expects
@@ -105,7 +104,7 @@ def resolve(
         "nodes": str(nodes),
         "tensor_parallel": str(tensor_parallel),
         "pipeline_parallel": str(pipeline_parallel),
-        **_checked_inputs(recipe, inputs or {}),
+        **(inputs or {}),
     }
     if nodes > 1:
         values |= {"node_rank": rank_word or str(node_rank), "head_address": head_address, "node_address": node_address}
@@ -168,17 +167,6 @@ def client_container(
         secret_env=(recipe.client_key,) if recipe.client_key else (),
         mounts=(*server.mounts, *mounts) if server.kind == "container" else (),
     )
-
-
-def _checked_inputs(recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, str]:
-    for name in sorted(set(recipe.inputs) ^ set(inputs)):
-        if name in recipe.inputs:
-            raise BerthError(f'{recipe.file}: the input "{name}" is missing: {recipe.inputs[name]}')
-        hint = nearest(name, list(recipe.inputs))
-        raise BerthError(
-            f'{recipe.file}: there is no input "{name}".{hint} Known: {", ".join(recipe.inputs) or "none"}.'
-        )
-    return dict(inputs)
 
 
 def _flags(recipe: Recipe, decision: Decision, values: Mapping[str, str]) -> list[str]:
