@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from berth import _render_parts as parts
 from berth.container import render_shell
+from berth.network import network_env
 from berth.shelltext import comment, exports, must, quote, script
 
 if TYPE_CHECKING:
@@ -38,8 +39,16 @@ def stage_script(rendering: Rendering) -> str:
             *told,
         ),
         "set -euo pipefail\n",
+        _network(rendering),
         f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
     )
+
+
+def _network(rendering: Rendering) -> str:
+    network = rendering.platform.network
+    if network is None:
+        return ""
+    return comment("How this site reaches the outside, and whom it trusts.") + exports(network_env(network))
 
 
 def _indented(text: str) -> str:

@@ -139,6 +139,16 @@ class Flux(Queue):
 
 
 @dataclass(frozen=True)
+class Network:
+    """How a site reaches the outside; `ca_bundle` is the path of a PEM file on every node."""
+
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
+    ca_bundle: str = ""
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -158,6 +168,7 @@ class Platform:
     description: str = ""
     slurm: Slurm | None = None
     flux: Flux | None = None
+    network: Network | None = None
 
     @property
     def queue(self) -> Queue | None:

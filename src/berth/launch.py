@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import _bench_worker
+from berth.config import Network
 from berth.container import Container, Mount
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
+from berth.gpus import Share, share_of, shares_node
 from berth.holder import job_id
+from berth.network import at_site, check_certificates
 from berth.processes import TOKEN_VARIABLE
 from berth.ready import Checks
 from berth.recipes import load_recipe
@@ -134,11 +137,17 @@ class Deployed:
         request = self.request
         deployment = request.deployment
         settings = request.platform_settings
+        accelerator = settings["accelerator"]
+        site = at_site(Site(**request.site), Network(**settings["network"]))
+        ranks = deployment["tensor_parallel"] * deployment["pipeline_parallel"]
+        share = Share()
+        if shares_node(ranks, deployment["nodes"], accelerator["per_node"]):
+            share = share_of(settings["runtime"], accelerator["kind"], os.environ)
         cache = self.scratch / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         return resolve(
             self.recipe,
-            accelerator=settings["accelerator"]["kind"],
+            accelerator=accelerator["kind"],
             version=deployment["version"],
             platform_name=request.platform,
             model_path=self.model_dir,
@@ -148,8 +157,9 @@ class Deployed:
             cache_dir=cache,
             files_dir=self.scratch / "files",
             name=_container_name(request),
-            device=settings["accelerator"]["name"],
-            site=Site(**request.site),
+            device=accelerator["name"],
+            site=replace(site, common_env={**site.common_env, **share.env}),
+            device_flags=share.podman_flags,
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],
             deployment_reason=deployment["reason"],
@@ -176,6 +186,8 @@ def prepare(request: SweepRequest) -> Deployed:
             f"{request.image_receipt}: the staged image has digest {image['digest']}, but the run is defined with "
             f"{wanted}. Delete this receipt, so that the image is staged again."
         )
+    network = Network(**request.platform_settings["network"])
+    check_certificates(network.ca_bundle, f"config/platforms/{request.platform}.yaml")
     model_dir = Path(model["dest"]).absolute()
     dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
     for path, receipt in ((model_dir, request.model_receipt), (dataset_path, request.dataset_receipt)):

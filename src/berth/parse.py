@@ -15,6 +15,7 @@ from berth.config import (
     Experiment,
     Flux,
     Model,
+    Network,
     Platform,
     RecipeSettings,
     Slurm,
@@ -117,10 +118,15 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
+        network=_network(value["network"]) if "network" in value else None,
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
     )
+
+
+def _network(value: dict[str, Any]) -> Network:
+    return Network(**{**value, "no_proxy": tuple(value.get("no_proxy", ()))})
 
 
 def _queue(value: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
 from berth.jobs import Jobs
@@ -165,6 +166,7 @@ class Plan:
                 "host": settings.host,
                 "ports": list(settings.ports),
                 "scratch_dir": settings.scratch_dir,
+                "network": asdict(settings.network or Network()),
             },
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,

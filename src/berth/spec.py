@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from berth.decide import Decision, Site, decide
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
+from berth.network import at_site
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
 
@@ -103,7 +104,8 @@ def define(
 def site_of(platform: Platform, recipe: str) -> Site:
     """What a platform sets for a recipe."""
     settings = platform.recipes.get(recipe)
-    return Site(args=settings.args, env=settings.env, reason=settings.reason) if settings else Site()
+    site = Site(args=settings.args, env=settings.env, reason=settings.reason) if settings else Site()
+    return at_site(site, platform.network) if platform.network else site
 
 
 def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform) -> Decision:
