@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import http.server
+import re
+import ssl
 import subprocess
 import threading
 import urllib.request
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from berth._doctor_node import certificate_checks
 from berth.config import Network
 from berth.container import Mount, apptainer_argv, apptainer_env, podman_argv, process_env
 from berth.decide import Site
@@ -200,6 +203,19 @@ def test_a_bundle_that_is_absent_here_is_left_out_and_told(tmp_path: Path) -> No
     assert check_certificates("", where) == 0
 
 
+def test_doctor_looks_at_the_bundle() -> None:
+    """Doctor counts the certificates of a bundle, fails where it cannot be read, and is silent where none is named."""
+    assert list(certificate_checks("", "hops")) == []
+    (failed,) = certificate_checks(CA, "hops")
+    assert (failed.status, "cannot be read on this machine" in failed.what) == ("FAIL", True)
+    system = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
+    if not Path(system).is_file():
+        pytest.skip("this machine has no bundle of certificates: apt-get install ca-certificates")
+    (good,) = certificate_checks(system, "hops")
+    assert good.status == "ok"
+    assert re.search(r" has [1-9]\d*$", good.what)
+
+
 class _Refusing(http.server.BaseHTTPRequestHandler):
     seen: list[str]
 
@@ -229,8 +245,9 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_questions_to_a_server_pass_no_proxy(proxy: list[str]) -> None:
     """Berth's own questions go straight to the server even where no exception is set; others would be refused."""
+    # Not urlopen, which would keep this proxy for the tests after this one.
     with pytest.raises(OSError, match="403"):
-        urllib.request.urlopen("http://127.0.0.1:9/control", timeout=10)
+        urllib.request.build_opener().open("http://127.0.0.1:9/control", timeout=10)
     assert proxy == ["http://127.0.0.1:9/control"]
     assert ask("http://127.0.0.1:9", "/health", timeout_s=10).status == 0
     assert proxy == ["http://127.0.0.1:9/control"]
