@@ -154,6 +154,7 @@ class Session:
                 self.settings, level, self.deployed.scratch, watch.progress, watch.should_stop
             )
             self.server.check()
+            self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
             counted = self._difference(before)
         except (ServerDied, Stalled, ClientFailed) as error:
             raise self._broke_off(level, error, started) from None
