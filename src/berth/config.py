@@ -151,6 +151,16 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True)
+class Network:
+    """How a site reaches the outside; `ca_bundle` is the path of a PEM file on every node."""
+
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
+    ca_bundle: str = ""
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -172,6 +182,7 @@ class Platform:
     flux: Flux | None = None
     container: RuntimeSettings = field(default_factory=RuntimeSettings)
     modules: tuple[str, ...] = ()
+    network: Network | None = None
 
     @property
     def queue(self) -> Queue | None:
@@ -193,6 +204,7 @@ class Deployment:
     pipeline_parallel: int = 1
     args: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
 

@@ -67,6 +67,9 @@ def stage_image(image: dict[str, Any], images_dir: str, receipt: str) -> None:
     """Bring an image onto the platform: a pinned environment is built once in `images_dir` and reused."""
     stage_environment(
         lock_file=LOCKS / image["lock"],
+        package=image["package"],
+        program=image["program"],
+        size_bytes=image["size_bytes"],
         cache_dir=Path(images_dir).expanduser() if images_dir else default_cache_dir(),
         receipt_path=Path(receipt),
     )

@@ -1,5 +1,6 @@
 # The plan, and the paths that rules share. No rules here.
 
+import os
 import sys
 from dataclasses import asdict
 from functools import cache, partial
@@ -8,10 +9,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
+from berth.config import Network
 from berth.coordinates import RunId
 from berth.draw import FORMATS, draw_what_there_is
 from berth.doctor import patient_of
 from berth.errors import BerthError
+from berth.network import own_env
 from berth.parse import load_config
 from berth.parts import PATTERN as PART
 from berth.plan import make_plan
@@ -26,6 +29,15 @@ try:
     PLAN = make_plan(BERTH, Path.cwd())
 except BerthError as error:
     raise WorkflowError(str(error)) from None
+
+# Every job of Berth inherits it, also one on another node, which reads this file again.
+os.environ.update(
+    own_env(
+        BERTH.platforms[BERTH.platform].network or Network(),
+        os.environ,
+        BERTH.platforms[BERTH.platform].host,
+    )
+)
 
 RESULTS = BERTH.results
 # What the targets of this invocation ask for, known once the graph of jobs is made.
