@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,8 @@ def options(words: list[str]) -> dict[str, str]:
 
 
 def serve(given: dict[str, str]) -> None:
+    # As vLLM does; a first process of a container that does not say so is deaf to it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     Handler.served = given["served-model-name"]
     http.server.ThreadingHTTPServer((given["host"], int(given["port"])), Handler).serve_forever()
 
