@@ -146,6 +146,7 @@ class Deployed:
             files_dir=self.scratch / "files",
             name=_container_name(request),
             device=settings["accelerator"]["name"],
+            mode=request.benchmark["mode"],
             site=Site(**request.site),
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],

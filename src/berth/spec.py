@@ -58,7 +58,7 @@ def define(
             "prints, or leave its experiments out with select."
         )
     recipe = load_recipe(root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml")
-    decision = decide_for(recipe, deployment, platform)
+    decision = decide_for(recipe, deployment, platform, benchmark.mode)
     image = _image(recipe, deployment, platform)
     full = {
         "schema": SPEC_SCHEMA,
@@ -87,6 +87,8 @@ def define(
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
             "client": "vllm-bench",
+            # Left out where there is none, so that older points keep their definition.
+            **({"mode": benchmark.mode} if benchmark.mode else {}),
         },
     }
     return Definition(sha256_text(canonical_json(full))[:_ID_DIGITS], full, image)
@@ -98,14 +100,15 @@ def site_of(platform: Platform, recipe: str) -> Site:
     return Site(args=settings.args, env=settings.env, reason=settings.reason) if settings else Site()
 
 
-def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform) -> Decision:
-    """The settings of a deployment on its platform."""
+def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform, mode: str | None) -> Decision:
+    """The settings of a deployment on its platform, for a benchmark's mode."""
     return decide(
         recipe,
         accelerator=platform.accelerator.kind,
         version=deployment.version,
         platform_name=platform.name,
         device=platform.accelerator.name,
+        mode=mode,
         site=site_of(platform, recipe.name),
         deployment_args=deployment.args,
         deployment_env=deployment.env,
