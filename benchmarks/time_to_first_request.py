@@ -27,6 +27,7 @@ SERVER = {
     "models": "server: it names its model",
     "first_completion": "server: first completion",
     "warmed_up": "client ready, and warm-up",
+    "first_request": "first measured request",
 }
 
 
@@ -55,9 +56,6 @@ def phases(record: dict[str, Any], log: str, submitted: datetime, started: datet
     sweep = logged(log, "points are missing", started)
     process = logged(log, "server: process_started", sweep)
     elapsed = {event["event"]: event["elapsed_s"] for event in record["server"]["timeline"]}
-    wall = record["wall"]
-    # The client's measured phase ends when its call does, but for reading its result.
-    first = datetime.fromisoformat(wall["end"]) - timedelta(seconds=wall["client_duration_s"])
     found = [
         ("queue: submitted until the job runs", (started - submitted).total_seconds()),
         ("job: two nested starts of Snakemake", (sweep - started).total_seconds()),
@@ -65,9 +63,11 @@ def phases(record: dict[str, Any], log: str, submitted: datetime, started: datet
     ]
     before = 0.0
     for event, name in SERVER.items():
-        found.append((name, elapsed[event] - before))
-        before = elapsed[event]
-    return [*found, ("first measured request", (first - process).total_seconds() - before)]
+        # A client that is started anew for each point does not tell its first request.
+        if event in elapsed:
+            found.append((name, elapsed[event] - before))
+            before = elapsed[event]
+    return found
 
 
 def report(results: Path, typed: datetime | None = None) -> None:

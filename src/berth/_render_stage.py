@@ -35,7 +35,7 @@ def stage_script(rendering: Rendering) -> str:
             "",
             *told,
         ),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
     )
 
@@ -113,7 +113,8 @@ def _image_steps(rendering: Rendering) -> list[Step]:
         body = comment(f"Built from src/berth/locks/{container.image}, every package at one version.")
         return [("image", f"the environment into {path}", body + _workflow(rendering, rendering.workflow(receipt)))]
     if runtime == "podman":
-        body = parts.without_session() + shlex.join(["podman", "pull", container.pinned_image]) + "\n"
+        pull = [*parts.podman(rendering), "pull", container.pinned_image]
+        body = parts.without_session() + " ".join(map(quote, pull)) + "\n"
         return [("image", "on each node of the job: into the storage of Podman", body)]
     partial = f"{path}.partial"
     build = shlex.join(["apptainer", "build", "--force", partial, f"docker://{container.pinned_image}"])

@@ -57,3 +57,14 @@ def test_staged_model_of_another_definition_is_refused(tmp_path: Path, source: d
     """Another seed, shape or repository would be measured under a definition that is not its own."""
     with pytest.raises(BerthError, match="the staged model is"):
         prepare(request_of(tmp_path, source))
+
+
+def test_the_client_never_goes_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site's proxy stands in the environment of jobs, and the way from client to server avoids it."""
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
+    for command in prepare(request).client(8000, "of-the-test", "0" * 32):
+        assert command.env["no_proxy"] == command.env["NO_PROXY"] == "*"
+        assert command.env["BERTH_INSTANCE"] == "0" * 32
+        assert "of-the-test" not in command.env.values()
+        assert command.secret_env == {"OPENAI_API_KEY": "of-the-test"}
