@@ -128,10 +128,10 @@ def stop_trap(rendering: Rendering, container: Container) -> str:
 
 
 def container_name(rendering: Rendering) -> str:
-    """The container's name, which carries the job: two jobs on one node do not meet."""
+    """The container's name, which carries the job (holder.JOB_ID_VARIABLES): two jobs on one node do not meet."""
     if rendering.platform.runtime != "podman":
         return ""
-    return f'NAME="berth-{rendering.deployment.name}-${{SLURM_JOB_ID:-${{FLUX_JOB_ID:-$$}}}}"\n'
+    return f'NAME="berth-{rendering.deployment.name}-${{SLURM_JOB_ID:-${{FLUX_JOB_ID:-${{FLUX_ENCLOSING_ID:-$$}}}}}}"\n'
 
 
 def job_devices(rendering: Rendering, container: Container) -> str:

@@ -221,6 +221,7 @@ class Benchmark:
     temperature: float | None = 0.0
     ignore_eos: bool = False
     warm_up_prompts: int = 16
+    mode: Literal["paper", "clean"] | None = None
     validity: dict[str, float] = field(default_factory=dict)
 
 

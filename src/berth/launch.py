@@ -205,6 +205,7 @@ class Deployed:
             device=accelerator["name"],
             site=replace(site, common_env={**site.common_env, **share.env}),
             device_flags=share.podman_flags,
+            mode=request.benchmark["mode"],
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],
             deployment_reason=deployment["reason"],

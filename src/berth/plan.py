@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # Published sets hold one number per point: output tokens per second.
 PUBLISHED_KINDS = ("output_throughput",)
+# The files of each figure.
+FORMATS = ("pdf", "svg", "png")
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Plan:
                 "host": settings.host,
                 "ports": list(settings.ports),
                 "scratch_dir": settings.scratch_dir,
+                "warn_s": settings.queue.warn_s if settings.queue else 0,
                 "modules": list(settings.modules),
                 "options": list(settings.container.options),
                 "storage": settings.container.storage,
