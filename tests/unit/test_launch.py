@@ -57,3 +57,15 @@ def test_staged_model_of_another_definition_is_refused(tmp_path: Path, source: d
     """Another seed, shape or repository would be measured under a definition that is not its own."""
     with pytest.raises(BerthError, match="the staged model is"):
         prepare(request_of(tmp_path, source))
+
+
+def test_an_image_by_the_digest_of_its_list_is_taken(tmp_path: Path) -> None:
+    """A recipe may pin the list of all architectures; the staged image is the one of it for this machine."""
+    request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
+    image = Path(request.image_receipt)
+    told = json.loads(image.read_text())
+    image.write_text(json.dumps({**told, "digest": "sha256:1", "index_digest": told["digest"]}))
+    assert prepare(request).image["digest"] == "sha256:1"
+    image.write_text(json.dumps({**told, "digest": "sha256:1", "index_digest": "sha256:2"}))
+    with pytest.raises(BerthError, match="Delete this receipt"):
+        prepare(request)
