@@ -44,6 +44,7 @@ class _Steps:
 
     def __init__(self, rendering: Rendering) -> None:
         self._rendering = rendering
+        self._podman = parts.podman(rendering)
         self._digest = rendering.server.container.digest
         self._source = Reference.parse(rendering.server.container.image)
         self._source_access = Access("", tls_verify=not on_this_machine(self._source.host))
@@ -75,19 +76,19 @@ class _Steps:
         return ("image", f"once per cluster: {path}", body)
 
     def load(self, path: Path) -> parts.Step:
-        body = parts.without_session() + self._bring(["podman", "pull", "--quiet", f"dir:{path}"])
+        body = parts.without_session() + self._bring([*self._podman, "pull", "--quiet", f"dir:{path}"])
         return ("load", "on each node of the job: from there into the storage of Podman", body)
 
     def pull(self) -> parts.Step:
         place = self._place.at(self._digest)
-        argv = ["podman", "pull", "--quiet", *option_words(self._access, certs=_CERTS), place]
+        argv = [*self._podman, "pull", "--quiet", *option_words(self._access, certs=_CERTS), place]
         body = parts.without_session() + self._certs() + self._bring(argv)
         return ("image", "into the storage of Podman", body)
 
     def _bring(self, pull: list[str]) -> str:
         """The pull, and the name by which the server's command finds the image."""
         name = local_name(self._source.name, self._digest) if self._digest else str(self._source)
-        return f"IMAGE=$({_one(pull).rstrip()})\n" + _one(["podman", "tag", _IMAGE, name])
+        return f"IMAGE=$({_one(pull).rstrip()})\n" + _one([*self._podman, "tag", _IMAGE, name])
 
     def _certs(self) -> str:
         """The site's CA in a folder of its own, as skopeo and Podman want it."""

@@ -14,6 +14,7 @@ from berth.container import (
     apptainer_env,
     apptainer_places,
     podman_argv,
+    podman_program,
     process_argv,
     render_shell,
     stop_argvs,
@@ -86,12 +87,29 @@ def _process_environment(rendering: Rendering, container: Container) -> str:
     )
 
 
+def beginning(rendering: Rendering) -> str:
+    """The first commands of a script: the site's modules, and that every failure ends it."""
+    modules = rendering.platform.modules
+    text = ""
+    if modules:
+        text = comment("The site's modules; before bash becomes strict, because their functions are not.")
+        text += "type module >/dev/null 2>&1 || . /etc/profile\n"
+        text += f"module load {' '.join(map(quote, modules))} || exit 1\n"
+    return text + "set -euo pipefail\n"
+
+
+def podman(rendering: Rendering) -> tuple[str, ...]:
+    """Podman with the platform's storage."""
+    return podman_program(rendering.platform.container.storage)
+
+
 def argv(rendering: Rendering, container: Container) -> list[str]:
     """The command of a container on this platform."""
+    options = rendering.platform.container.options
     if rendering.platform.runtime == "podman":
-        return podman_argv(container)
+        return podman_argv(container, program=podman(rendering), options=options)
     if rendering.platform.runtime == "apptainer":
-        return apptainer_argv(container, rendering.image_path)
+        return apptainer_argv(container, rendering.image_path, options=options)
     return process_argv(container, rendering.image_path)
 
 
@@ -106,7 +124,7 @@ def stop_trap(rendering: Rendering, container: Container) -> str:
         return ""
     lines = "".join(
         f"  {' '.join(map(quote, each))} >/dev/null 2>&1 || true\n"
-        for each in stop_argvs(container, "podman", grace_s=_GRACE_S)
+        for each in stop_argvs(container, "podman", grace_s=_GRACE_S, program=podman(rendering))
     )
     return (
         comment("Whatever ends this script ends the container: it is asked, then killed, then removed.")

@@ -34,7 +34,7 @@ def stage_script(rendering: Rendering) -> str:
             "",
             *told,
         ),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
     )
 

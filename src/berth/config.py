@@ -150,6 +150,18 @@ class Flux(Queue):
 
 
 @dataclass(frozen=True)
+class RuntimeSettings:
+    """What a site adds to its container runtime.
+
+    `options` are further ones of `podman run` or `apptainer exec`. `storage` is where Podman keeps images and
+    containers, "" for what the site's storage.conf says.
+    """
+
+    options: tuple[str, ...] = ()
+    storage: str = ""
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -170,6 +182,8 @@ class Platform:
     slurm: Slurm | None = None
     flux: Flux | None = None
     registry: Registry | None = None
+    container: RuntimeSettings = field(default_factory=RuntimeSettings)
+    modules: tuple[str, ...] = ()
 
     @property
     def queue(self) -> Queue | None:

@@ -12,11 +12,13 @@ from berth._doctor_node import installed, port_check, proxy_checks, version_chec
 from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks, skopeo_check
 from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks
-from berth.checkup import warn
+from berth.checkup import fail, ok, warn
 from berth.config import Flux, Slurm
+from berth.container import podman_program, without_login_session
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.image import default_cache_dir
+from berth.modules import with_modules
 from berth.resources import sweep_resources
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ class Patient:
     hub_models: list[str]
     gated: list[str]
     images: list[str]
+    modules: list[str]
+    storage: str
     registry: str = ""
     status_command: str | None = None
     first_check_s: int | None = None
@@ -100,6 +104,8 @@ def patient_of(
         "gated": [model.repo for model in hub if model.gated],
         "images": [image.reference for image in containers if image.kind == "container"],
         "registry": platform.registry.host if platform.registry else "",
+        "modules": list(platform.modules),
+        "storage": platform.container.storage,
         "status_command": status_command,
         "first_check_s": first_check_s,
     }
@@ -139,12 +145,20 @@ def _scheduler(patient: Patient) -> Iterator[Result]:
 
 
 def _runtime(patient: Patient) -> Iterator[Result]:
+    where = f"config/platforms/{patient.platform}.yaml: modules"
+    try:
+        environ = without_login_session(with_modules(patient.modules, os.environ, where=where))
+    except BerthError as error:
+        yield fail(f"modules: {error}", "where only compute nodes have them, run doctor in a job")
+        return
+    if patient.modules:
+        yield ok(f"modules: {', '.join(patient.modules)} can be loaded here")
     if patient.runtime == "podman":
-        yield from podman_checks()
+        yield from podman_checks(podman_program(patient.storage), environ)
     elif patient.runtime == "apptainer":
-        yield from apptainer_checks()
+        yield from apptainer_checks(environ)
     if patient.images:
-        yield skopeo_check()
+        yield skopeo_check(environ)
     if patient.runtime in ("podman", "apptainer"):
         yield from device_checks(patient.runtime, patient.accelerator, local=patient.scheduler == "local")
 

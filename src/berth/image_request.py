@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from berth.container import podman_program
 from berth.references import file_stem
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class ImageRequest:
 
     `digest` is the recipe's, "" where it has none. `shared` says that jobs run on several nodes, which share
     `images_dir`. `scratch_dir` is on a local disk. `site` has the fields of config.Registry, None where the platform
-    has none. `podman` is Podman with its global options.
+    has none. `podman` is Podman with its global options, `modules` are those of the site that are loaded first.
     """
 
     reference: str
@@ -33,6 +34,7 @@ class ImageRequest:
     scratch_dir: str
     site: dict[str, Any] | None = None
     podman: tuple[str, ...] = ("podman",)
+    modules: tuple[str, ...] = ()
 
     @property
     def work(self) -> Path:
@@ -53,6 +55,8 @@ def request_of(image: Mapping[str, Any], recipe: str, platform: Platform) -> dic
         "shared": platform.queue is not None,
         "images_dir": platform.images_dir,
         "scratch_dir": platform.scratch_dir,
+        "podman": list(podman_program(platform.container.storage)),
+        "modules": list(platform.modules),
         "site": asdict(platform.registry) if platform.registry else None,
     }
 

@@ -84,7 +84,7 @@ class Session:
         # Nobody else knows it, and it dies with the server.
         key = secrets.token_urlsafe(32)
         port = deployed.free_port()
-        launch = deployed.launch(port, key)
+        launch = deployed.launch(port, key, token)
         python, program = deployed.client(port, key, token)
         with (
             serve(
@@ -100,6 +100,7 @@ class Session:
                 vllm_command=program.argv,
                 env=python.env,
                 secret_env=python.secret_env,
+                stop=python.stop,
                 log_path=deployed.client_log,
                 mode=request.settings["client_mode"],
             ) as client,
@@ -154,6 +155,7 @@ class Session:
                 self.settings, level, self.deployed.scratch, watch.progress, watch.should_stop
             )
             self.server.check()
+            self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
             counted = self._difference(before)
         except (ServerDied, Stalled, ClientFailed) as error:
             raise self._broke_off(level, error, started) from None

@@ -8,6 +8,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from berth.published import find_figure, read_published
+from berth.record import FIRST_REQUEST
 from berth.walltime import Estimate, from_throughput, point_seconds, start_s
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _earlier(results: Path, spec: str) -> tuple[list[float], dict[int, float]]:
 
 
 def _warm_after(timeline: Iterable[dict[str, Any]]) -> float:
-    return max(float(event["elapsed_s"]) for event in timeline)
+    return max(float(event["elapsed_s"]) for event in timeline if event["event"] != FIRST_REQUEST)
 
 
 def _published_curve(folder: Path, references: Sequence[str], platform: str, num_prompts: int) -> dict[int, float]:

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 _ERROR_LINES = 12
 
+_MODULE = "or name the site's module in `modules` of the platform file"
 _INSTALL = {
-    "skopeo": "install it (Debian, Fedora, conda-forge: the package skopeo), or load the site's module",
-    "podman": "install it, or load the site's module; or set `runtime` in the platform file to one that is there",
-    "apptainer": "install it, or load the site's module; or set `runtime` in the platform file to one that is there",
+    "skopeo": f"install it (Debian, Fedora, conda-forge: the package skopeo), {_MODULE}",
+    "podman": f"install it, {_MODULE}, or set `runtime` there to one that this node has",
+    "apptainer": f"install it, {_MODULE}, or set `runtime` there to one that this node has",
 }
 
 

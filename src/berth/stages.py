@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from berth.container_image import stage_container
 from berth.image import default_cache_dir, stage_environment
 from berth.image_request import ImageRequest
 from berth.mirror import mirror_image
+from berth.modules import with_modules
 from berth.pins import LOCKS
 from berth.seaweed import embedded_store
 from berth.signals import terminate_as_exception
@@ -68,10 +70,24 @@ def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, da
         )
 
 
+@contextlib.contextmanager
+def _modules(request: ImageRequest) -> Iterator[None]:
+    """The site's modules, which may be what brings skopeo and the runtime, in this process's environment."""
+    before = dict(os.environ)
+    where = f"config/platforms/{request.platform}.yaml: modules"
+    os.environ.update(with_modules(request.modules, before, where=where))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def mirror(request: dict[str, Any], receipt: str) -> None:
     """Copy a container image into the site's registry; `request` has the fields of ImageRequest."""
-    with terminate_as_exception():
-        mirror_image(ImageRequest(**request), Path(receipt))
+    asked = ImageRequest(**request)
+    with terminate_as_exception(), _modules(asked):
+        mirror_image(asked, Path(receipt))
 
 
 def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str, receipt: str, mirrored: str) -> None:
@@ -85,5 +101,5 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
         stage_environment(lock_file=LOCKS / image["lock"], cache_dir=folder, receipt_path=Path(receipt))
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
-    with terminate_as_exception():
+    with terminate_as_exception(), _modules(asked):
         stage_container(asked, Path(receipt), Path(mirrored) if mirrored else None)

@@ -16,9 +16,7 @@ from berth._doctor_folders import Store, folder_checks, room_checks, writable
 from berth._doctor_node import port_check, proxy_checks, version_checks
 from berth._doctor_runtime import (
     apptainer_checks,
-    cdi_specification,
     device_checks,
-    device_node,
     podman_checks,
     podman_storage,
     skopeo_check,
@@ -29,6 +27,7 @@ from berth._doctor_scheduler import flux_checks, sbatch_test, slurm_checks, subm
 from berth._doctor_services import hub_check, registry_checks, store_checks, unreachable
 from berth.checkup import Result, ask, fail, file_system, is_network, ok, warn
 from berth.config import Flux, Slurm
+from berth.devices import cdi_specification, device_node
 from berth.doctor import Patient, doctor, examine, patient_of, report
 from berth.errors import BerthError
 from berth.parse import load_config
@@ -121,7 +120,7 @@ def test_runtimes_that_are_absent_fail_with_a_remedy(programs: Path) -> None:
         result = only(checks())
         assert result.status == "FAIL"
         assert "is not on PATH" in result.what
-        assert "load the site's module" in result.remedy
+        assert "the site's module" in result.remedy
 
 
 def test_podman_that_cannot_work_is_told_with_its_own_words(programs: Path) -> None:
@@ -164,14 +163,16 @@ def test_user_namespaces_are_what_fakeroot_needs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "status"),
     [
-        ("nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n", "ok"),
-        ("nvidia.json", '{"cdiVersion": "0.5.0",\n "kind": "nvidia.com/gpu"}', "ok"),
-        ("other.yaml", "kind: example.com/net\n", "FAIL"),
-        ("nvidia.txt", "kind: nvidia.com/gpu\n", "FAIL"),
+        ("nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: '0'\n- name: all\n", "ok"),
+        ("nvidia.json", '{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{"name":"all"}]}', "ok"),
+        ("part.yaml", "kind: nvidia.com/gpu\ndevices:\n- name: '0'\n", "FAIL"),
+        ("other.yaml", "kind: example.com/net\ndevices:\n- name: all\n", "FAIL"),
+        ("broken.yaml", "kind: [", "FAIL"),
+        ("nvidia.txt", "kind: nvidia.com/gpu\ndevices:\n- name: all\n", "FAIL"),
     ],
 )
 def test_cdi_specification_is_looked_for_by_its_kind(tmp_path: Path, name: str, text: str, status: str) -> None:
-    """Only a specification of nvidia.com/gpu gives that name a meaning; the remedy is the command that makes one."""
+    """Only a specification of nvidia.com/gpu with a device `all` gives that a meaning; the remedy makes one."""
     (tmp_path / name).write_text(text)
     result = cdi_specification((str(tmp_path), str(tmp_path / "absent")))
     assert result.status == status

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from berth.config import Registry
+from berth.config import Registry, RuntimeSettings
 from berth.container import podman_argv
 from berth.errors import BerthError
 from berth.parse import load_config
@@ -305,6 +305,27 @@ def test_podman_gets_the_reviewed_command_and_a_clean_environment(tmp_path: Path
     assert site.env("podman-run")["PWD"] == str(site.rendering.scratch)
     # The script ends, and leaves no container of this name.
     assert site.argv("podman-rm")[-1] == "berth-scout-hops-4711"
+
+
+def test_modules_storage_and_options_of_the_site_are_in_the_script(tmp_path: Path) -> None:
+    """The script loads the site's modules first, and every call of Podman says where its storage is."""
+    rendering = no_devices(all_of("hops")["scout-hops"])
+    settings = RuntimeSettings(options=("--cgroups=disabled",), storage="/local/c")
+    platform = dataclasses.replace(rendering.platform, container=settings, modules=("podman/5.2",))
+    site = Site(tmp_path, dataclasses.replace(rendering, platform=platform))
+    # A stand-in for the function that a site's login shells have.
+    module = f"() {{ echo $@ >> {tmp_path}/loaded; }}"
+    site.program("podman", f'printf "%s\\n" "$@" >> {tmp_path}/calls\n')
+    process = site.start("server.sh", VLLM_API_KEY=SECRET, **{"BASH_FUNC_module%%": module})
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert (tmp_path / "loaded").read_text() == "load podman/5.2\n"
+    said = (tmp_path / "calls").read_text().split("\n")
+    assert said.count("--root=/local/c/storage") == said.count("--runroot=/local/c/run") == 4
+    assert said.count("--cgroups=disabled") == 1
+    bare = site.start("server.sh", VLLM_API_KEY=SECRET, **{"BASH_FUNC_module%%": "() { return 1; }"})
+    bare.communicate()
+    assert bare.returncode == 1
 
 
 def test_a_script_that_is_asked_to_end_takes_its_container_down(tmp_path: Path) -> None:

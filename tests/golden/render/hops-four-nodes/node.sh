@@ -52,6 +52,7 @@ if [ "$NODE_RANK" -ne 0 ]; then
   podman run \
     --rm \
     --name="${NAME}" \
+    --log-driver=none \
     --network=host \
     --ipc=host \
     --entrypoint=ray \
@@ -87,6 +88,7 @@ fi
 podman run \
   --rm \
   --name="${NAME}" \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=ray \

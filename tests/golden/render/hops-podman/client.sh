@@ -41,6 +41,7 @@ NAME="berth-scout-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-$$}}"
 podman run \
   --rm \
   --name="${NAME}"-client \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=vllm \

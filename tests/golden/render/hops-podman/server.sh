@@ -44,6 +44,7 @@ trap 'exit 143' TERM
 podman run \
   --rm \
   --name="${NAME}" \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=vllm \
