@@ -19,6 +19,7 @@ from berth.fsio import write_text
 from berth.holder import job_id
 from berth.image_history import require_same_image
 from berth.nodecheck import check_node
+from berth.processes import mark_of
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
@@ -273,4 +274,4 @@ def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
 def _container_name(request: SweepRequest, token: str) -> str:
     # The job for people, and of the token what makes the name unlike that of any other sweep on the node.
     job = job_id() or str(os.getpid())
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}-{token[:8]}")
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}-{mark_of(token)}")

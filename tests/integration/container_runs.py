@@ -355,7 +355,7 @@ def make_run(
     (folder / "model.json").write_text(json.dumps({"source": source, "dest": str(folder / "models/tiny")}))
     (folder / "image.json").write_text(json.dumps(receipt))
     receipts = {f"{name}_receipt": str(folder / f"{name}.json") for name in ("model", "image", "dataset")}
-    environ = {**environ, "PYTHONPATH": str(ROOT / "src")}
+    environ = {**environ, "PYTHONPATH": ":".join([str(ROOT / "src"), *sys.path])}
     return Run(folder, environ, {**request, **receipts})
 
 
