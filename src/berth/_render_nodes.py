@@ -10,6 +10,7 @@ from berth._render_server import ready_lines, title, working_folder
 from berth.container import Container, render_shell
 from berth.recipe import fill
 from berth.rendering import HEAD, NAME, NODE
+from berth.resources import accelerators_per_node
 from berth.shelltext import comment, must, quote, script
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def _hosts(rendering: Rendering) -> str:
 
 def _everywhere(rendering: Rendering) -> str:
     nodes, platform = rendering.deployment.nodes, rendering.platform
-    count, script_ = platform.accelerator.per_node, quote(str(rendering.folder / "node.sh"))
+    count = accelerators_per_node(rendering.deployment, platform)
+    script_ = quote(str(rendering.folder / "node.sh"))
     if platform.slurm:
         words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
         if platform.accelerator.kind != "cpu" and platform.slurm.gpus != "none":
@@ -84,7 +86,7 @@ def _node(rendering: Rendering, way: MultiNode) -> str:
     first, other = rendering.server.container, rendering.node(1).container
     return script(
         comment(f"{rendering.deployment.name}: one of {rendering.deployment.nodes} nodes. server.sh starts it."),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         ': "${HEAD_ADDRESS:?is not set; server.sh sets it}"\n'
         'NODE_RANK="${SLURM_PROCID:-${FLUX_TASK_RANK:?is not set; srun or flux run sets it}}"\n'
         + _ADDRESS
@@ -93,6 +95,7 @@ def _node(rendering: Rendering, way: MultiNode) -> str:
         parts.secrets(rendering, first),
         parts.environment(rendering, first),
         parts.staged(rendering) + parts.devices_there(rendering, first),
+        parts.job_devices(rendering, first),
         working_folder(rendering),
         parts.container_name(rendering) + parts.stop_trap(rendering, first),
         _ray(rendering, way, first) if way.kind == "ray" else _native(rendering, first, other),
@@ -146,7 +149,7 @@ def _ray(rendering: Rendering, way: MultiNode, first: Container) -> str:
 def _inside(rendering: Rendering, container: Container) -> str:
     """A command in the container that keeps the cluster; for Apptainer, which shares the host, in one beside it."""
     if rendering.platform.runtime == "podman":
-        return render_shell(["podman", "exec", NAME, container.entrypoint, *container.args], quote)
+        return render_shell([*parts.podman(rendering), "exec", NAME, container.entrypoint, *container.args], quote)
     return parts.command(rendering, container)
 
 

@@ -38,6 +38,6 @@ rule render_deployment:
         texts=lambda w: rendered(w.deployment)[0],
         warnings=lambda w: rendered(w.deployment)[1],
         # The command that prints the manifests: where helm is installed later, they are rendered then.
-        manifests=lambda w: manifests_argv(all_rendered()[w.deployment]),
+        manifests=lambda w: manifests_command(w.deployment),
     script:
         "../scripts/render.py"
