@@ -6,7 +6,9 @@ Python and the vLLM environment read only. The platform file of each test says s
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -294,6 +297,16 @@ class Run:
         return found
 
 
+@functools.cache
+def _inputs() -> Path:
+    """A model and a dataset, made once."""
+    folder = Path(tempfile.mkdtemp(prefix="berth-inputs-"))
+    atexit.register(shutil.rmtree, folder)
+    generate_model(dest=folder / "models/tiny", manifest_path=folder / "manifest.json", seed=0)
+    generate_sharegpt(dest=folder / "sharegpt.json", receipt_path=folder / "dataset.json", count=200, seed=0, scale=0.1)
+    return folder
+
+
 def make_run(
     folder: Path,
     *,
@@ -342,14 +355,13 @@ def make_run(
             }
         },
         "experiments": {"try": {"title": "Try", "deployments": ["tiny"], "benchmark": "short", "runs": 1}},
-        "sweep": {"stop_grace_s": 5, "stall_s": 120, "point_stall_s": 60, "lease_stale_s": 30},
+        "sweep": {"stop_grace_s": 20 if real else 2, "stall_s": 120, "point_stall_s": 60, "lease_stale_s": 30},
     }
     plan = make_plan(load_config(raw, folder), folder)
     run = next(iter(plan.runs.values()))
     (part,) = texts([list(levels)])
     request = plan.sweep_request(run.id.key, part)
-    generate_model(dest=folder / "models/tiny", manifest_path=folder / "manifest.json", seed=0)
-    generate_sharegpt(dest=folder / "sharegpt.json", receipt_path=folder / "dataset.json", count=200, seed=0, scale=0.1)
+    shutil.copytree(_inputs(), folder, dirs_exist_ok=True)
     wanted = run.definition.full["model"]
     source = {"repo": wanted["repo"], "revision": None, "shape": wanted["generated"]}
     (folder / "model.json").write_text(json.dumps({"source": source, "dest": str(folder / "models/tiny")}))
