@@ -26,9 +26,17 @@ if TYPE_CHECKING:
 
     from berth.rendering import Rendering
 
+# A word of stage.sh, what it brings where, and its commands.
+Step = tuple[str, str, str]
+
 # As a sweep asks by default (sweep.stop_grace_s).
 _GRACE_S = 20.0
 _MAKE_KEY = "is not set; export a key of your own, such as openssl rand -hex 32 prints"
+
+
+def by_workflow(rendering: Rendering, target: Path) -> str:
+    """The command that lets Berth make a file."""
+    return f"cd {quote(str(rendering.root))}\n{rendering.workflow(target)}\n"
 
 
 def environment(rendering: Rendering, container: Container) -> str:

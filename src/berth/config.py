@@ -77,6 +77,17 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Registry:
+    """The site's registry of container images; `ca_file` and `auth_file` are paths, "" where nothing is set."""
+
+    host: str
+    prefix: str = ""
+    tls_verify: bool = True
+    ca_file: str = ""
+    auth_file: str = ""
+
+
+@dataclass(frozen=True)
 class RecipeSettings:
     """What a platform sets for one recipe, and why."""
 
@@ -170,6 +181,7 @@ class Platform:
     description: str = ""
     slurm: Slurm | None = None
     flux: Flux | None = None
+    registry: Registry | None = None
     container: RuntimeSettings = field(default_factory=RuntimeSettings)
     modules: tuple[str, ...] = ()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth._doctor_folders import Store, folder_checks, room_checks
 from berth._doctor_node import installed, port_check, proxy_checks, version_checks
-from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks
+from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks, skopeo_check
 from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks
 from berth.checkup import fail, ok, warn
@@ -39,7 +39,8 @@ class Patient:
 
     `store` has the fields of config.Store and `queue` those of config.Slurm or config.Flux, None without a scheduler.
     `jobs` are the resources of a sweep by deployment. `models` has bytes by repository, `downloads` bytes by the name
-    of a model of the hub; `images` are references of container images.
+    of a model of the hub; `images` are references of container images,
+    `registry` the host of the site's own, "" for none.
     """
 
     platform: str
@@ -63,6 +64,7 @@ class Patient:
     images: list[str]
     modules: list[str]
     storage: str
+    registry: str = ""
     status_command: str | None = None
     first_check_s: int | None = None
 
@@ -101,6 +103,7 @@ def patient_of(
         "hub_models": [model.repo for model in hub],
         "gated": [model.repo for model in hub if model.gated],
         "images": [image.reference for image in containers if image.kind == "container"],
+        "registry": platform.registry.host if platform.registry else "",
         "modules": list(platform.modules),
         "storage": platform.container.storage,
         "status_command": status_command,
@@ -116,7 +119,7 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
     yield from _folders(patient)
     yield from proxy_checks(environ, patient.store.get("endpoint_url", ""))
     yield from store_checks(patient.store)
-    yield from registry_checks(patient.images)
+    yield from registry_checks(patient.images, patient.registry)
     models_dir = Path(patient.models_dir).expanduser()
     staged = all((models_dir / repo).exists() for repo in patient.hub_models)
     yield hub_check(patient.hub_models, patient.gated, staged=staged)
@@ -154,6 +157,8 @@ def _runtime(patient: Patient) -> Iterator[Result]:
         yield from podman_checks(podman_program(patient.storage), environ)
     elif patient.runtime == "apptainer":
         yield from apptainer_checks(environ)
+    if patient.images:
+        yield skopeo_check(environ)
     if patient.runtime in ("podman", "apptainer"):
         yield from device_checks(patient.runtime, patient.accelerator, local=patient.scheduler == "local")
 

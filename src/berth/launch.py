@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker
 from berth.container import Container, Mount
+from berth.container_image import ensure_loaded
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.holder import job_id
+from berth.image_history import require_same_image
 from berth.nodecheck import check_node
 from berth.processes import mark_of
 from berth.ready import Checks
@@ -211,17 +213,19 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     dataset = _receipt(request.dataset_receipt)
     _same_model(request, model)
     wanted = request.definition["image"]["digest"]
-    if wanted and image["digest"] != wanted:
+    if wanted and wanted not in (image["digest"], image.get("index_digest")):
         raise BerthError(
             f"{request.image_receipt}: the staged image has digest {image['digest']}, but the run is defined with "
             f"{wanted}. Delete this receipt, so that the image is staged again."
         )
+    require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
     dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
     for path, receipt in ((model_dir, request.model_receipt), (dataset_path, request.dataset_receipt)):
         if not path.exists():
             raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
-    scratch = Path(request.platform_settings["scratch_dir"]).expanduser().absolute() / "berth" / request.id.key
+    scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
+    scratch = scratch_dir / "berth" / request.id.key
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -230,10 +234,17 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
             f"{socket.gethostname()}: {error.strerror}. On a disk that users share, put "
             "$USER into the path, so that it is a folder of your own."
         ) from None
+    host = host or Host.here(request.platform_settings, request.platform)
+    ensure_loaded(
+        image,
+        receipt_path=request.image_receipt,
+        scratch_dir=scratch_dir,
+        env=host.environ,
+        program=host.podman,
+    )
     logs = Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
-    host = host or Host.here(request.platform_settings, request.platform)
     return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs)
 
 

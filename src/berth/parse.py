@@ -19,6 +19,7 @@ from berth.config import (
     Model,
     Platform,
     RecipeSettings,
+    Registry,
     RuntimeSettings,
     Slurm,
     Staging,
@@ -123,6 +124,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
+        registry=Registry(**value["registry"]) if "registry" in value else None,
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
+from berth.image_request import request_of
 from berth.jobs import Jobs
 from berth.parts import levels_of
 from berth.record import peek
@@ -183,6 +184,10 @@ class Plan:
             if (deployment.platform, deployment.recipe, deployment.version) == (platform, recipe, version):
                 return run.definition.image
         raise BerthError(f"no deployment on {platform} uses recipe {recipe} {version}.")
+
+    def image_request(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
+        """The fields of image_request.ImageRequest; empty where the image is an environment."""
+        return request_of(self.image(platform, recipe, version), recipe, self.config.platforms[platform])
 
 
 def make_plan(config: Config, root: Path) -> Plan:

@@ -16,6 +16,7 @@ from berth.container import Container, Mount
 from berth.image import default_cache_dir, environment_folder
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
+from berth.references import archive_name, sif_name
 from berth.resolve import Resolved, client_container, resolve
 from berth.shelltext import variable
 from berth.spec import Definition, define, site_of
@@ -94,16 +95,13 @@ class Rendering:
 
     @property
     def image_path(self) -> Path:
-        """The environment or the SIF that the command runs from; for Podman, whose storage is its own, the folder."""
+        """The environment or the SIF that the command runs from; for Podman what its nodes load."""
         folder = self._path(self.platform.images_dir) if self.platform.images_dir else default_cache_dir()
         image = self.recipe.image(self.deployment.version, self.platform.accelerator.kind)
         if image.kind == "environment":
             return environment_folder(read_lock(LOCKS / image.lock), folder, self.python)
-        if self.platform.runtime == "podman":
-            return folder
-        name, _, tag = image.reference.rpartition("/")[2].partition(":")
-        digest = image.digest.removeprefix("sha256:")[:12]
-        return folder / ("-".join(filter(None, (name, tag, digest))) + ".sif")
+        name = archive_name if self.platform.runtime == "podman" else sif_name
+        return folder / name(image.reference, image.digest)
 
     @cached_property
     def server(self) -> Resolved:

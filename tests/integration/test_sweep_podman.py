@@ -224,7 +224,7 @@ def test_an_image_that_is_not_there_and_a_runtime_that_is_not_there_are_told(sta
     receipt.write_text(receipt.read_text().replace(standin.digest, absent))
     run.request["definition"]["image"]["digest"] = absent
     assert run.sweep().wait() == 1
-    assert "The registry does not have this image" in run.log.read_text()
+    assert "is no longer in Podman's storage" in run.log.read_text()
     assert run.sweep(PATH="/nowhere").wait() == 1
     assert "podman is not on PATH" in run.log.read_text()
     assert "`modules` of the platform file" in run.log.read_text()

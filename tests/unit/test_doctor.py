@@ -19,6 +19,7 @@ from berth._doctor_runtime import (
     device_checks,
     podman_checks,
     podman_storage,
+    skopeo_check,
     subordinate_ids,
     user_namespaces,
 )
@@ -332,6 +333,26 @@ def test_a_registry_that_asks_for_a_login_answers(server: tuple[str, dict[str, i
     assert only(registry_checks([f"{host}/vllm:1"])).what.endswith("HTTP 502")
     closed = only(registry_checks([f"127.0.0.1:{closed_port()}/vllm:1"]))
     assert (closed.status, "air gap" in closed.remedy) == ("WARN", True)
+
+
+def test_the_registry_of_the_site_must_answer(server: tuple[str, dict[str, int]]) -> None:
+    """With HTTP or a login it answers; where it does not, nothing can be staged, and the key is named."""
+    host, answer = server
+    answer["status"] = 401
+    assert [each.status for each in registry_checks([], host)] == ["ok"]
+    (down,) = registry_checks([], f"127.0.0.1:{closed_port()}")
+    assert (down.status, "registry.host" in down.remedy) == ("FAIL", True)
+
+
+def test_skopeo_is_needed_for_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its version is told, and its absence with what to do."""
+    program = tmp_path / "skopeo"
+    program.write_text("#!/bin/sh\necho skopeo version 1.9.3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert skopeo_check().what == "images: skopeo version 1.9.3"
+    program.unlink()
+    assert skopeo_check().status == "FAIL"
 
 
 def test_a_hub_may_be_absent(server: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,16 @@ def sweep_inputs(w):
     }
 
 
+def mirrored_image(w):
+    """The receipt of an image in the site's registry; none for an environment, or where the site has no registry."""
+    try:
+        request = PLAN.image_request(w.platform, w.recipe, w.version)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    name = f"{RESULTS}/mirrored/{w.platform}/{w.recipe}-{w.version}.json"
+    return [name] if request and request["site"] else []
+
+
 def check_before_start():
     """Stop the workflow before its first job when something that it needs is known to be missing."""
     if not ASKED:
