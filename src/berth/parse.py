@@ -29,6 +29,9 @@ from berth.config import (
 )
 from berth.errors import BerthError
 
+# Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
+_LONGEST_STORAGE = 46
+
 
 def load_config(raw: dict[str, Any], root: Path) -> Config:
     """The validated configuration.
@@ -130,13 +133,19 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
-        container=_runtime(value.get("podman", {}) | value.get("apptainer", {})),
+        container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
         modules=tuple(value.get("modules", ())),
     )
 
 
-def _runtime(value: dict[str, Any]) -> RuntimeSettings:
-    return RuntimeSettings(options=tuple(value.get("options", ())), storage=_own(value.get("storage", "")))
+def _runtime(value: dict[str, Any], file: str) -> RuntimeSettings:
+    storage = _own(value.get("storage", ""))
+    if len(storage) > _LONGEST_STORAGE:
+        raise BerthError(
+            f"{file}: podman.storage: {storage} has {len(storage)} characters, and Podman takes {_LONGEST_STORAGE} at "
+            "most. Choose a shorter path on a local disk."
+        )
+    return RuntimeSettings(options=tuple(value.get("options", ())), storage=storage)
 
 
 def _own(folder: str) -> str:
