@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from berth.kubernetes import Kubernetes
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,7 @@ class Platform:
     container: RuntimeSettings = field(default_factory=RuntimeSettings)
     modules: tuple[str, ...] = ()
     network: Network | None = None
+    kubernetes: Kubernetes | None = None
 
     @property
     def queue(self) -> Queue | None:

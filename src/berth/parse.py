@@ -28,6 +28,7 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
+from berth.kubernetes import settings_of
 
 # Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
 _LONGEST_STORAGE = 46
@@ -101,7 +102,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
     ports = value["server"]["ports"]
     if ports[0] > ports[1]:
         raise BerthError(f"{file}: server.ports: {ports} is no range; the first port must not exceed the last.")
-    for scheduler in {"slurm", "flux"} & set(value):
+    for scheduler in {"slurm", "flux", "kubernetes"} & set(value):
         if value["scheduler"] != scheduler:
             raise BerthError(
                 f"{file}: {scheduler}: it is only for scheduler {scheduler}, and scheduler is {value['scheduler']}. "
@@ -135,6 +136,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
         container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
         modules=tuple(value.get("modules", ())),
+        kubernetes=settings_of(value, file),
     )
 
 
