@@ -142,7 +142,7 @@ def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
 
 def allocation(rendering: Rendering) -> str:
     """How a person gets the nodes on which the scripts run; an empty text where no scheduler is asked."""
-    platform, nodes = rendering.platform, rendering.deployment.nodes
+    platform, nodes = rendering.platform, rendering.deployment.job_nodes
     count = platform.accelerator.per_node
     if platform.slurm:
         slurm = platform.slurm

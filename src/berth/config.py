@@ -139,6 +139,15 @@ class Flux(Queue):
 
 
 @dataclass(frozen=True)
+class Host:
+    """One machine of several that no scheduler gives: `run` is what goes before a command so that it runs there."""
+
+    name: str
+    address: str
+    run: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -158,6 +167,8 @@ class Platform:
     description: str = ""
     slurm: Slurm | None = None
     flux: Flux | None = None
+    network: str = ""
+    hosts: tuple[Host, ...] = ()
 
     @property
     def queue(self) -> Queue | None:
@@ -175,11 +186,17 @@ class Deployment:
     platform: str
     version: str
     nodes: int = 1
+    client_nodes: Literal[0, 1] = 0
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     args: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str | None] = field(default_factory=dict)
     reason: str = ""
+
+    @property
+    def job_nodes(self) -> int:
+        """Nodes of the job: those of the server, and the client's own."""
+        return self.nodes + self.client_nodes
 
 
 @dataclass(frozen=True)

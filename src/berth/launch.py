@@ -15,6 +15,7 @@ from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.holder import job_id
+from berth.nodes import Node, Place, client_start, job_nodes
 from berth.processes import TOKEN_VARIABLE
 from berth.ready import Checks
 from berth.recipes import load_recipe
@@ -42,6 +43,8 @@ class Deployed:
     dataset_path: Path
     scratch: Path
     logs: Path
+    # Which node of a server over several this is; None in a sweep, which is none of them.
+    place: Place | None = None
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -56,13 +59,28 @@ class Deployed:
 
     @property
     def server_log(self) -> Path:
-        """What the server prints, all servers of the run one after the other."""
-        return self.logs / "server.log"
+        """What the server prints, all servers of the run one after the other; on several nodes, on this one."""
+        return self.logs / "server.log" if self.place is None else self.node_log(self.place.rank)
+
+    def node_log(self, rank: int) -> Path:
+        """What a server over several nodes prints on one of them."""
+        return self.logs / f"server.node{rank}.log"
 
     @property
     def client_log(self) -> Path:
         """What the benchmark client prints."""
         return self.logs / "client.log"
+
+    def job_nodes(self) -> tuple[Node, ...]:
+        """The nodes of the server, and after them that of the client; none where this node alone has both."""
+        deployment = self.request.deployment
+        count = deployment["nodes"] + deployment["client_nodes"]
+        return job_nodes(self.request.platform_settings, count) if count > 1 else ()
+
+    @property
+    def exchange(self) -> Path:
+        """Where the client leaves its results: on a file system that both nodes have, where it has its own node."""
+        return (self.logs / "client").absolute() if self.request.deployment["client_nodes"] else self.scratch
 
     def log_name(self, log: Path) -> str:
         """A log's path relative to the folder of results, as records hold it."""
@@ -81,10 +99,14 @@ class Deployed:
 
     def launch(self, port: int, key: str) -> Launch:
         """The server's start on a port; the files that the recipe declares are written."""
-        resolved = self._resolved(port)
+        resolved = self.resolved(port)
         for file in resolved.files:
             write_text(file.path, file.text, mode=0o600)
-        started = self._command(resolved.container, {self.recipe.server_key: key} if self.recipe.server_key else {})
+        return self.launch_of(resolved.container, port, key)
+
+    def launch_of(self, container: Container, port: int, key: str) -> Launch:
+        """The start of one container of the server; the port is where it listens."""
+        started = self._command(container, {self.recipe.server_key: key} if self.recipe.server_key else {})
         return Launch(
             argv=started.argv,
             env=started.env,
@@ -96,12 +118,16 @@ class Deployed:
             stop=started.stop,
         )
 
-    def client(self, port: int, key: str, token: str) -> tuple[Command, Command]:
-        """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end."""
-        resolved = self._resolved(port)
+    def client(self, key: str, token: str, node: Node | None) -> tuple[Command, Command]:
+        """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end.
+
+        It runs on `node` where it has one of its own.
+        """
+        resolved = self.resolved(0)
+        self.exchange.mkdir(parents=True, exist_ok=True)
         paths = (WORKER, self.dataset_path, self.model_dir)
         mounts = (*(Mount(str(path), str(path), read_only=True) for path in paths),)
-        mounts = (*mounts, Mount(str(self.scratch), str(self.scratch)))
+        mounts = (*mounts, *(Mount(str(path), str(path)) for path in dict.fromkeys((self.scratch, self.exchange))))
         python = client_container(
             self.recipe,
             resolved.container,
@@ -114,6 +140,9 @@ class Deployed:
         both = []
         for container in (python, replace(python, entrypoint=program)):
             started = self._command(container, secrets)
+            if node:
+                start = client_start(self.request.platform_settings, node, str(self.scratch))
+                started = replace(started, argv=(*start, *started.argv))
             both.append(replace(started, env={**started.env, TOKEN_VARIABLE: token, "PYTHONPATH": ""}))
         return both[0], both[1]
 
@@ -127,8 +156,10 @@ class Deployed:
             grace_s=self.request.settings["stop_grace_s"],
         )
 
-    def _resolved(self, port: int) -> Resolved:
+    def resolved(self, port: int) -> Resolved:
+        """The server's container on this node."""
         request = self.request
+        place = self.place or Place(rank=0, head_address="", node_address="", node_interface="", cluster_port=0)
         deployment = request.deployment
         settings = request.platform_settings
         cache = self.scratch / "cache"
@@ -144,7 +175,7 @@ class Deployed:
             port=port,
             cache_dir=cache,
             files_dir=self.scratch / "files",
-            name=_container_name(request),
+            name=_container_name(request, self.place),
             device=settings["accelerator"]["name"],
             site=Site(**request.site),
             deployment_args=deployment["args"],
@@ -153,6 +184,11 @@ class Deployed:
             nodes=deployment["nodes"],
             tensor_parallel=deployment["tensor_parallel"],
             pipeline_parallel=deployment["pipeline_parallel"],
+            node_rank=place.rank,
+            head_address=place.head_address,
+            node_address=place.node_address,
+            node_interface=place.node_interface,
+            cluster_port=str(place.cluster_port),
         )
 
 
@@ -207,6 +243,7 @@ def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
         )
 
 
-def _container_name(request: SweepRequest) -> str:
+def _container_name(request: SweepRequest, place: Place | None) -> str:
     job = job_id() or str(os.getpid())
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}")
+    node = f"-node{place.rank}" if place else ""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}{node}")

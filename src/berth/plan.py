@@ -12,6 +12,7 @@ from berth.errors import BerthError
 from berth.jobs import Jobs
 from berth.parts import levels_of
 from berth.record import peek
+from berth.resources import step_options
 from berth.spec import Definition, Unpinned, define
 
 if TYPE_CHECKING:
@@ -165,6 +166,10 @@ class Plan:
                 "host": settings.host,
                 "ports": list(settings.ports),
                 "scratch_dir": settings.scratch_dir,
+                "scheduler": settings.scheduler,
+                "network": settings.network,
+                "hosts": [asdict(host) for host in settings.hosts],
+                "step_options": step_options(settings),
             },
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # The shell variables of the rendered scripts.
 NAME, CONCURRENCY, BASE_URL = variable("NAME"), variable("CONCURRENCY"), variable("BASE_URL")
 HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
+INTERFACE = variable("NODE_INTERFACE")
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,8 @@ class Rendering:
             rank_word=RANK,
             head_address=HEAD,
             node_address=NODE,
+            node_interface=INTERFACE,
+            cluster_port=str(self.cluster_port),
         )
 
     def client(self, use: Use) -> Container:

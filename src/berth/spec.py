@@ -87,6 +87,8 @@ def define(
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
             "client": "vllm-bench",
+            # Only where it is so: the ids of all other definitions stay what they were.
+            **({"client_nodes": deployment.client_nodes} if deployment.client_nodes else {}),
         },
     }
     return Definition(sha256_text(canonical_json(full))[:_ID_DIGITS], full, image)

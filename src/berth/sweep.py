@@ -188,7 +188,7 @@ class _Sweep:
             yield session
 
     def _startup_failed(self, error: BerthError, instance: int, started: float, level: int) -> None:
-        log = self.deployed.log_name(self.deployed.server_log)
+        log = self.deployed.log_name(getattr(error, "log_path", self.deployed.server_log))
         record = point_record(
             self.deployed,
             level,

@@ -1,0 +1,228 @@
+"""The nodes of a job: their names and addresses, and the commands that start a process on them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shlex
+import socket
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from berth.errors import BerthError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# What a process on a node is told by its environment: NAME=ADDRESS of every node in the order of their ranks, and its
+# own rank where no scheduler says it.
+NODES_VARIABLE = "BERTH_NODES"
+RANK_VARIABLE = "BERTH_NODE_RANK"
+_RANKS = ("SLURM_PROCID", "FLUX_TASK_RANK", RANK_VARIABLE)
+
+_TIMEOUT_S = 30.0
+# Some versions of srun take these for --cpus-per-task, and then give a step no other CPUs.
+_NOT_FOR_STEPS = ("SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_CPU_BIND", "SLURM_TRES_PER_TASK")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a job: its name, its IPv4 address, and for the platform's `hosts` the command that runs there."""
+
+    name: str
+    address: str
+    run: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one node of a server stands among the others."""
+
+    rank: int
+    head_address: str
+    node_address: str
+    node_interface: str
+    cluster_port: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """A command, and what it needs in its environment beyond that of the caller."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+
+
+def job_nodes(settings: Mapping[str, Any], count: int) -> tuple[Node, ...]:
+    """The first nodes of this job, in the scheduler's order; `settings` are the platform's, as a sweep has them.
+
+    Raises:
+        BerthError: this is no job, it has too few nodes, or a node has no address that the others reach.
+    """
+    ask = {"slurm": _slurm_nodes, "flux": _flux_nodes}.get(settings["scheduler"])
+    found = (
+        ask() if ask else tuple(Node(each["name"], each["address"], tuple(each["run"])) for each in settings["hosts"])
+    )
+    if len(found) < count:
+        raise BerthError(
+            f"{count} nodes are needed, server and client together, but this job has {len(found)}: "
+            f"{', '.join(node.name for node in found) or 'none'}. Ask for {count} nodes."
+        )
+    nodes = found[:count]
+    loopback = [node for node in nodes if ipaddress.ip_address(node.address).is_loopback]
+    # A cluster that is played by one machine has nothing else.
+    if loopback and len(loopback) < len(nodes) and not settings["network"]:
+        raise BerthError(
+            f"The name of node {loopback[0].name} means {loopback[0].address} here, at which other nodes do not reach "
+            "it. Set server.network in the platform's file to the interface (or the network, as 10.0.0.0/16) that the "
+            "nodes share."
+        )
+    return nodes
+
+
+def agent_starts(settings: Mapping[str, Any], nodes: Sequence[Node], argv: Sequence[str]) -> list[Start]:
+    """Commands that together start one process on each node; what is written to their input reaches every process."""
+    told = {NODES_VARIABLE: ",".join(f"{node.name}={node.address}" for node in nodes)}
+    if settings["scheduler"] in ("slurm", "flux"):
+        words = step_words(settings["scheduler"], len(nodes), settings["step_options"])
+        words += _placed(settings["scheduler"], nodes)
+        return [Start((*words, *argv), told)]
+    return [Start((*node.run, *argv), {**told, RANK_VARIABLE: str(rank)}) for rank, node in enumerate(nodes)]
+
+
+def step_words(scheduler: str, nodes: int, options: Sequence[str]) -> list[str]:
+    """The command that starts one process on each of so many nodes of a job; `options` ask for accelerators."""
+    if scheduler == "slurm":
+        return ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *options]
+    return ["flux", "run", f"--nodes={nodes}", "--tasks-per-node=1", "--exclusive"]
+
+
+def client_start(settings: Mapping[str, Any], node: Node, scratch: str) -> tuple[str, ...]:
+    """What goes before a command so that it runs on a node of this job, with input and output passed on."""
+    folders = " ".join(shlex.quote(f"{scratch}/{name}") for name in ("cache", "apptainer/cache", "apptainer/tmp"))
+    # The other node has a disk of its own.
+    there = ("sh", "-c", f'mkdir -p {folders} && exec "$@"', "client")
+    if settings["scheduler"] not in ("slurm", "flux"):
+        return (*node.run, *there)
+    words = step_words(settings["scheduler"], 1, settings["step_options"])
+    if settings["scheduler"] == "slurm":
+        words = ["env", *(f"--unset={name}" for name in _NOT_FOR_STEPS), *words]
+    return (*words, *_placed(settings["scheduler"], [node]), *there)
+
+
+def _placed(scheduler: str, nodes: Sequence[Node]) -> list[str]:
+    names = ",".join(node.name for node in nodes)
+    if scheduler == "flux":
+        return [f"--requires=host:{names}"]
+    return [
+        f"--nodelist={names}",
+        # All memory and CPUs of the job, and no wait for what the batch step is thought to use.
+        *("--overlap", "--mem=0", "--cpu-bind=none", "--mpi=none"),
+        # A node that fails is told, and ended, by the sweep: it knows which was the first.
+        *("--kill-on-bad-exit=0", "--no-kill"),
+    ]
+
+
+def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what would narrow a step of a job."""
+    return {name: value for name, value in environ.items() if name not in _NOT_FOR_STEPS}
+
+
+def own_rank(environ: Mapping[str, str]) -> int:
+    """The number of this node among those of its server, from 0.
+
+    Raises:
+        BerthError: nobody said it.
+    """
+    for name in _RANKS:
+        if name in environ:
+            return int(environ[name])
+    raise BerthError(f"This process does not know which node it is: none of {', '.join(_RANKS)} is set.")
+
+
+def own_node(environ: Mapping[str, str], rank: int) -> Node:
+    """The calling node as the sweep knows it.
+
+    Raises:
+        BerthError: the scheduler put this rank on another node than the sweep thinks.
+    """
+    name, _, address = environ[NODES_VARIABLE].split(",")[rank].partition("=")
+    here = environ.get("SLURMD_NODENAME", name)
+    if here != name:
+        raise BerthError(f"Rank {rank} was to run on node {name}, but runs on {here}. Report this: it is an error.")
+    return Node(name, address)
+
+
+def own_address(node: Node, network: str) -> tuple[str, str]:
+    """(address, interface) at which the other nodes reach this one; `network` is an interface, a network or "".
+
+    Raises:
+        BerthError: this machine has no such address.
+    """
+    here = [
+        (entry.address, interface)
+        for interface, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    ]
+    if "/" in network:
+        wanted = ipaddress.ip_network(network, strict=False)
+        fitting = [pair for pair in here if ipaddress.ip_address(pair[0]) in wanted]
+    elif network:
+        fitting = [pair for pair in here if pair[1] == network]
+    else:
+        address = ipaddress.ip_address(node.address)
+        fitting = [pair for pair in here if pair[0] == node.address]
+        # All of 127.0.0.0/8 is this machine, whatever its interface says.
+        fitting += [(node.address, interface) for _, interface in here if address.is_loopback and interface == "lo"]
+    if fitting:
+        return fitting[0]
+    what = f"an address in server.network, {network}" if network else f"the address {node.address} of its name"
+    known = ", ".join(f"{address} ({interface})" for address, interface in here)
+    raise BerthError(
+        f"Node {node.name} does not have {what}. It has: {known}. Set server.network in the platform's file to the "
+        "interface or the network that all nodes share."
+    )
+
+
+def _slurm_nodes() -> tuple[Node, ...]:
+    listed = os.environ.get("SLURM_JOB_NODELIST", "")
+    if not listed:
+        raise BerthError("This is no job of Slurm (SLURM_JOB_NODELIST is not set), and a job's nodes are needed.")
+    names = _printed("scontrol", "show", "hostnames", listed).split()
+    nodes = []
+    for name in names:
+        # NodeAddr is what Slurm itself reaches the node by; it is the name unless the site says otherwise.
+        words = dict(
+            word.partition("=")[::2] for word in _printed("scontrol", "--oneliner", "show", "node", name).split()
+        )
+        nodes.append(Node(name, _address(words.get("NodeAddr", name), name)))
+    return tuple(nodes)
+
+
+def _flux_nodes() -> tuple[Node, ...]:
+    return tuple(Node(name, _address(name, name)) for name in _printed("flux", "hostlist", "--expand", "local").split())
+
+
+def _printed(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout
+    except FileNotFoundError:
+        raise BerthError(f"{command[0]} is not on PATH of this job, and its nodes are asked of it.") from None
+    except subprocess.TimeoutExpired:
+        raise BerthError(f"{' '.join(command)} gave no answer in {_TIMEOUT_S:g} s.") from None
+    except subprocess.CalledProcessError as error:
+        raise BerthError(f"{' '.join(command)} failed: {error.stderr.strip()}") from None
+
+
+def _address(host: str, name: str) -> str:
+    try:
+        return str(socket.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise BerthError(
+            f"Node {name}: its name {host} has no IPv4 address here ({error}). Ask the site's staff: names of nodes "
+            "must resolve on the nodes."
+        ) from None
