@@ -51,7 +51,7 @@ class Hosts:
     @classmethod
     @contextlib.contextmanager
     def up(cls, *names: str) -> Iterator[Hosts]:
-        """Hosts with addresses 10.99.0.1 and following, joined by a bridge; gone with all that runs there at the end."""
+        """Hosts with addresses 10.99.0.1 and following on one bridge; gone at the end with all that runs there."""
         holders = [subprocess.Popen(["unshare", "-n", "sleep", "infinity"]) for _ in range(len(names) + 1)]
         hosts = cls(holders[0], dict(zip(names, holders[1:], strict=True)))
         try:

@@ -2,8 +2,8 @@
 
 `serve` on the first node answers only when every other node has come, and ends when one of them goes. With
 --nnodes the nodes meet at --master-addr, as vLLM's own do; with --distributed-executor-backend=ray there is an actor
-on every node of a real Ray cluster. Each node leaves what it was told in seen-rankR.json beside this file. `bench serve`
-is that of tests/slurm/standin_vllm.py, after one request to the server over the network.
+on every node of a real Ray cluster. Each node leaves what it was told in seen-rankR.json beside this file. And
+`bench serve` is that of tests/slurm/standin_vllm.py, after one request to the server over the network.
 """
 
 from __future__ import annotations
