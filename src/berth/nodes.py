@@ -189,18 +189,23 @@ def own_address(node: Node, network: str) -> tuple[str, str]:
 
 
 def _slurm_nodes() -> tuple[Node, ...]:
-    listed = os.environ.get("SLURM_JOB_NODELIST", "")
-    if not listed:
-        raise BerthError("This is no job of Slurm (SLURM_JOB_NODELIST is not set), and a job's nodes are needed.")
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        raise BerthError("This is no job of Slurm (SLURM_JOB_ID is not set), and a job's nodes are needed.")
+    # Snakemake's executor has taken SLURM_JOB_NODELIST out of the environment.
+    listed = _fields(_printed("scontrol", "--oneliner", "show", "job", job)).get("NodeList", "")
     names = _printed("scontrol", "show", "hostnames", listed).split()
     nodes = []
     for name in names:
         # NodeAddr is what Slurm itself reaches the node by; it is the name unless the site says otherwise.
-        words = dict(
-            word.partition("=")[::2] for word in _printed("scontrol", "--oneliner", "show", "node", name).split()
-        )
-        nodes.append(Node(name, _address(words.get("NodeAddr", name), name)))
+        told = _fields(_printed("scontrol", "--oneliner", "show", "node", name))
+        nodes.append(Node(name, _address(told.get("NodeAddr", name), name)))
     return tuple(nodes)
+
+
+def _fields(line: str) -> dict[str, str]:
+    """NAME=VALUE words, as scontrol prints them."""
+    return dict(word.partition("=")[::2] for word in line.split())
 
 
 def _flux_nodes() -> tuple[Node, ...]:

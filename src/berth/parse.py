@@ -229,7 +229,7 @@ def _check_reachable(deployment: Deployment, platform: Platform, at: str) -> Non
             f"{at}: several nodes (nodes, client_nodes) need scheduler slurm, flux or local, and {file} has kubernetes."
         )
     remote = deployment.client_nodes or platform.hosts
-    if remote and (platform.host.startswith("127.") or platform.host in ("localhost", "::1")):
+    if remote and platform.host in ("127.0.0.1", "localhost", "::1"):
         raise BerthError(
             f"{file}: server.host: {platform.host} is reached from the server's own node alone, and {at} has its "
             "client on another. Set it to 0.0.0.0."

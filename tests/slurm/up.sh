@@ -86,7 +86,7 @@ JobRequeue=0
 $store
 EOF
         for number in $(seq 1 "$nodes"); do
-            echo "NodeName=node$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + 2 + number)) CPUs=4" \
+            echo "NodeName=node$number NodeHostname=$host NodeAddr=127.0.0.$((10 + number)) Port=$((base + 2 + number)) CPUs=4" \
                 "RealMemory=16000 Gres=gpu:$gpus State=UNKNOWN"
         done
         echo "PartitionName=batch Nodes=node[1-$nodes] Default=YES MaxTime=60 DefaultTime=5 State=UP"
