@@ -192,8 +192,9 @@ def test_what_is_rendered_is_what_runs(workspace: SlurmWorkspace) -> None:
         path.unlink()
     # By hand there is no receipt: image and model are where the platform's file says.
     images = workspace.path / "images"
-    images.mkdir()
-    environment_folder(read_lock(LOCKS / LOCK), images, sys.version_info[:2]).symlink_to(workspace.path / "standin")
+    folder = environment_folder(read_lock(LOCKS / LOCK), images, sys.version_info[:2])
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(workspace.path / "standin")
     (workspace.path / "results/staged/berth/tiny-llama").mkdir(parents=True)
     models = {"models": "results/staged", "scratch": "results/scratch", "images": str(images)}
     workspace.change_platform(paths=models)
