@@ -4,6 +4,7 @@
 # Elsewhere those tests skip, and each says what to install.
 set -euo pipefail
 packages=(slurmctld slurmd slurm-client munge)
+packages+=(docker-registry skopeo podman runc openssl)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")

@@ -27,13 +27,14 @@ def _client(rendering: Rendering, use: Use) -> str:
     how = f"in {rendering.root} run {rendering.workflow(use.dataset.with_name('receipt.json'))}"
     return script(
         _head(rendering, use),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         _settings(rendering),
         _secrets(rendering),
         parts.environment(rendering, container)
         + comment("The server is never behind a proxy.")
         + exports({"no_proxy": "*", "NO_PROXY": "*"}),
         parts.staged(rendering, (use.dataset, how)) + parts.devices_there(rendering, container),
+        parts.job_devices(rendering, container),
         working_folder(rendering),
         parts.container_name(rendering),
         parts.command(rendering, container),

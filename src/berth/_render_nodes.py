@@ -74,8 +74,8 @@ def _hosts(rendering: Rendering) -> str:
 
 
 def _step(rendering: Rendering, *more: str) -> str:
-    platform = rendering.platform
-    words = step_words(platform.scheduler, rendering.deployment.nodes, step_options(platform))
+    platform, deployment = rendering.platform, rendering.deployment
+    words = step_words(platform.scheduler, deployment.nodes, step_options(deployment, platform))
     if platform.scheduler == "slurm":
         words += ['--nodelist="$NODES"', *more]
     else:
@@ -85,13 +85,13 @@ def _step(rendering: Rendering, *more: str) -> str:
 
 def _address(rendering: Rendering) -> str:
     """NODE_RANK, ADDRESSES, and HEAD_ADDRESS, NODE_ADDRESS and NODE_INTERFACE from them."""
-    network = rendering.platform.network
+    network = rendering.platform.interface
     if network:
         which = "to" if "/" in network else "dev"
         find = (
             f'ip -4 -oneline address show {which} {quote(network)} | awk \'NR == 1 {{ sub("/.*", "", $4); print $4 }}\''
         )
-        told = f"this node has no IPv4 address on {network}, which is server.network of {rendering.platform.name}"
+        told = f"this node has no IPv4 address on {network}, which is server.interface of {rendering.platform.name}"
     else:
         find = "getent ahostsv4 \"$(hostname)\" | awk 'NR == 1 { print $1 }'"
         told = "the name of this node has no IPv4 address"
@@ -111,11 +111,12 @@ def _node(rendering: Rendering, way: MultiNode) -> str:
     first, other = rendering.server.container, rendering.node(1).container
     return script(
         comment(f"{rendering.deployment.name}: one of {rendering.deployment.nodes} nodes. server.sh starts it."),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         _address(rendering),
         parts.secrets(rendering, first),
         parts.environment(rendering, first),
         parts.staged(rendering) + parts.devices_there(rendering, first),
+        parts.job_devices(rendering, first),
         working_folder(rendering),
         parts.container_name(rendering) + parts.stop_trap(rendering, first),
         _ray(rendering, way, first) if way.kind == "ray" else _native(rendering, first, other),
@@ -166,7 +167,7 @@ def _ray(rendering: Rendering, way: MultiNode, first: Container) -> str:
 
 def _inside(rendering: Rendering, container: Container) -> str:
     """A command in the container that keeps the cluster; for Apptainer, which shares the host, in one beside it."""
-    argv = inside_argv(container, rendering.platform.runtime)
+    argv = inside_argv(container, rendering.platform.runtime, parts.podman(rendering))
     return render_shell(argv, quote) if argv else parts.command(rendering, container)
 
 

@@ -16,10 +16,11 @@ def server_script(rendering: Rendering) -> str:
     container = rendering.server.container
     return script(
         _head(rendering),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         parts.secrets(rendering, container),
         parts.environment(rendering, container),
         parts.staged(rendering) + parts.devices_there(rendering, container),
+        parts.job_devices(rendering, container),
         working_folder(rendering),
         parts.container_name(rendering) + parts.stop_trap(rendering, container),
         _start(rendering, parts.command(rendering, container)),

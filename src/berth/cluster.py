@@ -39,7 +39,7 @@ class ClusterIncomplete(BerthError):  # noqa: N818  # What happened.
         )
         self.remedy = (
             "Read the log of each missing node (server.nodeN.log). If it says nothing, see whether the nodes reach "
-            "each other at these addresses on every port; server.network in the platform's file chooses the network."
+            "each other at these addresses on every port; server.interface in the platform's file chooses the network."
         )
         super().__init__(f"{self.cause}\nWhat to do: {self.remedy}")
 
@@ -57,12 +57,14 @@ def ray_containers(way: MultiNode, server: Container, values: Mapping[str, str],
     return RayContainers(running(way.head), running(way.worker), running(way.check))
 
 
-def inside_argv(container: Container, runtime: str) -> list[str]:
+def inside_argv(container: Container, runtime: str, podman: Sequence[str]) -> list[str]:
     """The command of a container inside the one of the same name that keeps the cluster; none where it is a host's own.
+
+    `podman` is Podman with its global options.
 
     Apptainer's containers and plain processes share the host, so that one beside the cluster is in it.
     """
-    return ["podman", "exec", container.name, container.entrypoint, *container.args] if runtime == "podman" else []
+    return [*podman, "exec", container.name, container.entrypoint, *container.args] if runtime == "podman" else []
 
 
 def joined_of(printed: str) -> list[str]:

@@ -18,6 +18,7 @@ from berth.agent_lines import Decoder
 from berth.blame import NodeState, blame
 from berth.diagnose import Diagnosis, read_log, redact
 from berth.errors import BerthError
+from berth.launch import further_secrets
 from berth.nodes import agent_starts, step_environment
 from berth.processes import end_processes, spawn
 from berth.serve import Launch, ServerDied, held, serve
@@ -207,7 +208,7 @@ class NodesServer:
 
     def _secrets(self) -> dict[str, str]:
         name = self._deployed.recipe.server_key
-        return {name: self._key} if name else {}
+        return {**further_secrets(self._deployed.recipe, os.environ), **({name: self._key} if name else {})}
 
     def form(self, *, limit_s: float) -> None:
         """Let every node take up its part; return when the first one's server process runs.
@@ -403,7 +404,7 @@ def served(
     if nodes:
         return serve_nodes(deployed, nodes, key=key, token=token)
     return serve(
-        deployed.launch(deployed.free_port(), key),
+        deployed.launch(deployed.free_port(), key, token),
         log_path=deployed.server_log,
         token=token,
         grace_s=deployed.request.settings["stop_grace_s"],

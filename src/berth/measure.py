@@ -13,6 +13,7 @@ from berth.bench import settings_of
 from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
 from berth.errors import BerthError
 from berth.fleet import served
+from berth.jobtime import ready_within_s
 from berth.launch import WORKER
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.ready import wait_until_ready
@@ -82,7 +83,13 @@ class Session:
         number: int,
         check_lease: Callable[[], None],
     ) -> Iterator[Session]:
-        """Start server and client side by side, wait until both are ready, and warm the server up."""
+        """Start server and client side by side, wait until both are ready, and warm the server up.
+
+        Raises:
+            OutOfTime: the job ends before the server can be ready.
+            ServerDied, BerthError: as serve(), wait_until_ready() and the client have it.
+        """
+        limit_s = ready_within_s(request.platform_settings["warn_s"])
         # Nobody else knows it, and it dies with the server.
         key = secrets.token_urlsafe(32)
         nodes = deployed.job_nodes()
@@ -96,6 +103,7 @@ class Session:
                 vllm_command=program.argv,
                 env=python.env,
                 secret_env=python.secret_env,
+                stop=python.stop,
                 log_path=deployed.client_log,
                 mode=request.settings["client_mode"],
             ) as client,
@@ -119,6 +127,7 @@ class Session:
                 stall_s=request.settings["stall_s"],
                 request_timeout_s=_REQUEST_TIMEOUT_S,
                 poll_s=_POLL_S,
+                limit_s=limit_s,
             )
             session.instance.timeline.extend(timeline.as_json())
             session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
@@ -157,6 +166,7 @@ class Session:
                 self.settings, level, self.deployed.exchange, watch.progress, watch.should_stop
             )
             self.server.check()
+            self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
             counted = self._difference(before)
         except (ServerDied, Stalled, ClientFailed) as error:
             raise self._broke_off(level, error, started) from None

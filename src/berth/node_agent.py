@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.agent_lines import encode
 from berth.cluster import ClusterIncomplete, joined_of
+from berth.containers import end_containers
 from berth.errors import BerthError
 from berth.launch import prepare
 from berth.nodepart import part_of
@@ -78,6 +79,8 @@ class Agent:
 
     def __init__(self, rank: int, orders: queue.Queue[str | None]) -> None:
         self._rank = rank
+        # Its own, for nodes that are played by one machine must not end each other's processes.
+        self._token = f"{os.environ[TOKEN_VARIABLE]}.{rank}"
         self._orders = orders
         self._silence_s = 120.0
         self._heard = self._told = time.monotonic()
@@ -89,7 +92,7 @@ class Agent:
         """Take part until the sweep says stop; everything of this node is gone on return."""
         with contextlib.suppress(_Over), contextlib.ExitStack() as stack:
             try:
-                deployed = self._prepared(self._next("prepare"))
+                deployed = self._prepared(stack, self._next("prepare"))
                 order = self._next("start")
                 work = self._work(stack, deployed, order)
             except BerthError as error:
@@ -99,12 +102,16 @@ class Agent:
         with contextlib.suppress(_Over):
             self._tell(event="ended")
 
-    def _prepared(self, order: dict[str, Any]) -> Deployed:
+    def _prepared(self, stack: contextlib.ExitStack, order: dict[str, Any]) -> Deployed:
         self._silence_s = order["silence_s"]
         node = own_node(os.environ, self._rank)
         deployed = prepare(SweepRequest(**order["request"]))
+        grace_s = deployed.request.settings["stop_grace_s"]
+        stack.callback(end_containers, deployed.on.podman, self._token, deployed.on.environ, grace_s=grace_s)
+        deployed = dataclasses.replace(deployed, place=Place(self._rank, node.address, node.address, "", 0))
+        deployed.check_node(self._token)
         settings = deployed.request.platform_settings
-        address, interface = own_address(node, settings["network"])
+        address, interface = own_address(node, settings["interface"])
         port = deployed.free_port() if self._rank == 0 else 0
         cluster_port = _cluster_port(deployed, address, port) if port else 0
         step = ".".join(os.environ.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")).strip(".")
@@ -126,7 +133,7 @@ class Agent:
         place = dataclasses.replace(place, head_address=order["head_address"], cluster_port=order["cluster_port"])
         deployed = dataclasses.replace(deployed, place=place)
         key = os.environ.get(deployed.recipe.server_key, "") if deployed.recipe.server_key else ""
-        part = part_of(deployed, order["port"], key)
+        part = part_of(deployed, order["port"], key, self._token)
         return self._ray(stack, deployed, part, order) if part.cluster else self._native(stack, deployed, part)
 
     def _native(self, stack: contextlib.ExitStack, deployed: Deployed, part: Part) -> Iterator[None]:
@@ -160,7 +167,7 @@ class Agent:
             if time.monotonic() - began > limit_s:
                 raise ClusterIncomplete(joined, nodes, limit_s)
             asked = time.monotonic()
-            for printed in _printed(check, os.environ[TOKEN_VARIABLE]):
+            for printed in _printed(check, self._token):
                 joined = joined_of(printed or "")
                 yield
             logger.info("%d of %d nodes have joined the cluster", len(joined), len(nodes))
@@ -172,8 +179,7 @@ class Agent:
             serve(
                 launch,
                 log_path=deployed.server_log,
-                # Its own, for nodes that are played by one machine must not end each other's processes.
-                token=f"{os.environ[TOKEN_VARIABLE]}.{self._rank}",
+                token=self._token,
                 grace_s=deployed.request.settings["stop_grace_s"],
                 known_failures=deployed.known_failures,
             )
@@ -289,7 +295,7 @@ def _reachable(address: str, port: int, limit_s: float) -> Iterator[None]:
         if time.monotonic() - began > limit_s:
             raise _Lost(
                 f"The first node's cluster at {address}:{port} could not be reached for {limit_s:g} s.",
-                "See whether the nodes reach each other at these addresses on every port; server.network in the "
+                "See whether the nodes reach each other at these addresses on every port; server.interface in the "
                 "platform's file chooses the network.",
             )
         yield

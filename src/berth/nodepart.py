@@ -26,18 +26,18 @@ class Part:
     check: Launch | None = None
 
 
-def part_of(deployed: Deployed, port: int, key: str) -> Part:
+def part_of(deployed: Deployed, port: int, key: str, token: str) -> Part:
     """The part of the node at `deployed.place`; the files that the recipe declares are written."""
     place = deployed.place
     if place is None:
         raise AssertionError("a part belongs to a node")
     deployment = deployed.request.deployment
     if deployment["nodes"] == 1:
-        return Part(deployed.launch(port, key))
+        return Part(deployed.launch(port, key, token))
     way = deployed.recipe.multi_node(deployment["version"])
     if way.kind == "native":
-        return Part(deployed.launch(port, key))
-    resolved = deployed.resolved(port)
+        return Part(deployed.launch(port, key, token))
+    resolved = deployed.resolved(port, token)
     for file in resolved.files:
         write_text(file.path, file.text, mode=0o600)
     values = {
@@ -47,15 +47,15 @@ def part_of(deployed: Deployed, port: int, key: str) -> Part:
     }
     containers = ray_containers(way, resolved.container, values, deployed.recipe.file)
     if place.rank > 0:
-        return Part(None, deployed.launch_of(containers.worker, place.cluster_port, key))
+        return Part(None, deployed.launch_of(containers.worker, place.cluster_port, key, token))
     return Part(
-        _inside(deployed, resolved.container, port, key),
-        deployed.launch_of(containers.head, place.cluster_port, key),
-        _inside(deployed, containers.check, port, key),
+        _inside(deployed, resolved.container, port, key, token),
+        deployed.launch_of(containers.head, place.cluster_port, key, token),
+        _inside(deployed, containers.check, port, key, token),
     )
 
 
-def _inside(deployed: Deployed, container: Container, port: int, key: str) -> Launch:
-    launch = deployed.launch_of(container, port, key)
-    argv = inside_argv(container, deployed.request.platform_settings["runtime"])
+def _inside(deployed: Deployed, container: Container, port: int, key: str, token: str) -> Launch:
+    launch = deployed.launch_of(container, port, key, token)
+    argv = inside_argv(container, deployed.on.runtime, deployed.on.podman)
     return replace(launch, argv=tuple(argv), stop=()) if argv else launch

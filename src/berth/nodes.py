@@ -15,7 +15,7 @@ import psutil
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 # What a process on a node is told by its environment: NAME=ADDRESS of every node in the order of their ranks, and its
 # own rank where no scheduler says it.
@@ -74,11 +74,11 @@ def job_nodes(settings: Mapping[str, Any], count: int) -> tuple[Node, ...]:
     nodes = found[:count]
     loopback = [node for node in nodes if ipaddress.ip_address(node.address).is_loopback]
     # A cluster that is played by one machine has nothing else.
-    if loopback and len(loopback) < len(nodes) and not settings["network"]:
+    if loopback and len(loopback) < len(nodes) and not settings["interface"]:
         raise BerthError(
             f"The name of node {loopback[0].name} means {loopback[0].address} here, at which other nodes do not reach "
-            "it. Set server.network in the platform's file to the interface (or the network, as 10.0.0.0/16) that the "
-            "nodes share."
+            "it. Set server.interface in the platform's file to the interface that the nodes share, or to their network, "
+            "as 10.0.0.0/16."
         )
     return nodes
 
@@ -100,17 +100,22 @@ def step_words(scheduler: str, nodes: int, options: Sequence[str]) -> list[str]:
     return ["flux", "run", f"--nodes={nodes}", "--tasks-per-node=1", "--exclusive"]
 
 
-def client_start(settings: Mapping[str, Any], node: Node, scratch: str) -> tuple[str, ...]:
-    """What goes before a command so that it runs on a node of this job, with input and output passed on."""
+def client_start(settings: Mapping[str, Any], node: Node, scratch: str, names: Iterable[str]) -> tuple[str, ...]:
+    """What goes before a command so that it runs on a node of this job, with input and output passed on.
+
+    `names` are the variables of its environment that are handed on; there are no others, but for the scheduler's.
+    """
     folders = " ".join(shlex.quote(f"{scratch}/{name}") for name in ("cache", "apptainer/cache", "apptainer/tmp"))
     # The other node has a disk of its own.
     there = ("sh", "-c", f'mkdir -p {folders} && exec "$@"', "client")
-    if settings["scheduler"] not in ("slurm", "flux"):
+    scheduler = settings["scheduler"]
+    if scheduler not in ("slurm", "flux"):
         return (*node.run, *there)
-    words = step_words(settings["scheduler"], 1, settings["step_options"])
-    if settings["scheduler"] == "slurm":
-        words = ["env", *(f"--unset={name}" for name in _NOT_FOR_STEPS), *words]
-    return (*words, *_placed(settings["scheduler"], [node]), *there)
+    # Exported functions of bash have names that no scheduler takes.
+    handed = [name for name in names if name.isidentifier()]
+    export = [f"--export={','.join(handed)}"] if scheduler == "slurm" else ["--env=-*", *(f"--env={n}" for n in handed)]
+    words = step_words(scheduler, 1, settings["step_options"])
+    return (*words, *_placed(scheduler, [node]), *export, *there)
 
 
 def _placed(scheduler: str, nodes: Sequence[Node]) -> list[str]:
@@ -129,6 +134,11 @@ def _placed(scheduler: str, nodes: Sequence[Node]) -> list[str]:
 def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """An environment without what would narrow a step of a job."""
     return {name: value for name, value in environ.items() if name not in _NOT_FOR_STEPS}
+
+
+def scheduler_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a scheduler's commands need of a job's environment."""
+    return {name: value for name, value in step_environment(environ).items() if name.startswith(("SLURM_", "FLUX_"))}
 
 
 def own_rank(environ: Mapping[str, str]) -> int:
@@ -156,34 +166,34 @@ def own_node(environ: Mapping[str, str], rank: int) -> Node:
     return Node(name, address)
 
 
-def own_address(node: Node, network: str) -> tuple[str, str]:
-    """(address, interface) at which the other nodes reach this one; `network` is an interface, a network or "".
+def own_address(node: Node, interface: str) -> tuple[str, str]:
+    """(address, interface) at which the other nodes reach this one; `interface` is an interface, a network or "".
 
     Raises:
         BerthError: this machine has no such address.
     """
     here = [
-        (entry.address, interface)
-        for interface, entries in psutil.net_if_addrs().items()
+        (entry.address, name)
+        for name, entries in psutil.net_if_addrs().items()
         for entry in entries
         if entry.family == socket.AF_INET
     ]
-    if "/" in network:
-        wanted = ipaddress.ip_network(network, strict=False)
+    if "/" in interface:
+        wanted = ipaddress.ip_network(interface, strict=False)
         fitting = [pair for pair in here if ipaddress.ip_address(pair[0]) in wanted]
-    elif network:
-        fitting = [pair for pair in here if pair[1] == network]
+    elif interface:
+        fitting = [pair for pair in here if pair[1] == interface]
     else:
         address = ipaddress.ip_address(node.address)
         fitting = [pair for pair in here if pair[0] == node.address]
         # All of 127.0.0.0/8 is this machine, whatever its interface says.
-        fitting += [(node.address, interface) for _, interface in here if address.is_loopback and interface == "lo"]
+        fitting += [(node.address, name) for _, name in here if address.is_loopback and name == "lo"]
     if fitting:
         return fitting[0]
-    what = f"an address in server.network, {network}" if network else f"the address {node.address} of its name"
-    known = ", ".join(f"{address} ({interface})" for address, interface in here)
+    what = f"an address in server.interface, {interface}" if interface else f"the address {node.address} of its name"
+    known = ", ".join(f"{address} ({name})" for address, name in here)
     raise BerthError(
-        f"Node {node.name} does not have {what}. It has: {known}. Set server.network in the platform's file to the "
+        f"Node {node.name} does not have {what}. It has: {known}. Set server.interface in the platform's file to the "
         "interface or the network that all nodes share."
     )
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCHEMA_VERSION = 1
+# The event of a server's timeline that is not of its start: the first measured phase began.
+FIRST_REQUEST = "first_request"
 # Lists of a result that have no entry per request.
 _LISTS_OF_THE_RUN = frozenset({"rps_change_events", "spec_decode_per_position_acceptance_rates"})
 # Floating-point lists hardly get smaller by more effort, and a sweep waits for this.

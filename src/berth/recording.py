@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.client import ClientFailed
 from berth.holder import job_id
-from berth.record import build_record
+from berth.record import FIRST_REQUEST, build_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,16 @@ class Instance:
     command: Sequence[str]
     nodes: Sequence[dict[str, str]] = ()
     client_node: str = ""
+
+    def begin_measuring(self, phase_start: str | None, up_s: float) -> None:
+        """Add to the timeline when the first measured phase began, once, where the client tells it.
+
+        `phase_start` is ISO 8601, and `up_s` how many seconds the server has been up now.
+        """
+        if phase_start is None or any(entry["event"] == FIRST_REQUEST for entry in self.timeline):
+            return
+        elapsed_s = up_s - (time.time() - datetime.fromisoformat(phase_start).timestamp())
+        self.timeline.append({"event": FIRST_REQUEST, "elapsed_s": round(elapsed_s, 3)})
 
 
 def failure_of(error: BerthError, log: str) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def staging_resources(platform: Platform) -> Resources:
     return {**common, "nodes": 1, "gpus_per_node": 0, "flux_options": shlex.join(options)}
 
 
-def step_options(platform: Platform) -> list[str]:
+def step_options(deployment: Deployment, platform: Platform) -> list[str]:
     """How a step of a job asks for the accelerators of its nodes; nothing where they are not asked for."""
-    count = platform.accelerator.per_node
+    count = accelerators_per_node(deployment, platform)
     if not platform.slurm or platform.accelerator.kind == "cpu" or platform.slurm.gpus == "none":
         return []
     return [f"--gres=gpu:{count}" if platform.slurm.gpus == "gres" else f"--gpus-per-node={count}"]

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import math
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +23,7 @@ from berth.record import (
     split_result,
     write_record,
 )
+from berth.recording import Instance
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -259,3 +261,16 @@ def test_numbers_that_json_does_not_have_become_null() -> None:
     """NaN and infinities are replaced at any depth, and nothing else is."""
     value = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": "nan", "d": True, "e": 3}}
     assert finite(value) == {"a": [1.5, None, [None, None]], "b": {"c": "nan", "d": True, "e": 3}}
+
+
+def test_the_first_measured_phase_is_in_the_timeline_once() -> None:
+    """The timeline tells how long after its start the server was first measured, and later points do not change it."""
+    instance = Instance(1, [{"event": "warmed_up", "elapsed_s": 20.0}], ())
+    begun = datetime.now(UTC) - timedelta(seconds=5)
+    instance.begin_measuring(None, 26.0)
+    assert len(instance.timeline) == 1
+    instance.begin_measuring(begun.isoformat(), 26.0)
+    instance.begin_measuring(datetime.now(UTC).isoformat(), 90.0)
+    (_, first) = instance.timeline
+    assert first["event"] == "first_request"
+    assert first["elapsed_s"] == pytest.approx(21.0, abs=0.9)

@@ -29,7 +29,7 @@ def test_first_run_measures_every_point_and_draws_every_figure(measured: Workspa
     assert record["result"]["completed"] == record["spec"]["benchmark"]["num_prompts"]
     assert record["server_metrics"]["generation_tokens"] == record["result"]["total_output_tokens"]
     assert record["client"]["mode"] == "warm"
-    assert [entry["event"] for entry in record["server"]["timeline"]][-1] == "warmed_up"
+    assert [entry["event"] for entry in record["server"]["timeline"]][-2:] == ["warmed_up", "first_request"]
     for kind in ("output_throughput", "ttft", "e2el", "throughput_vs_latency"):
         for extension in ("pdf", "svg", "png"):
             assert (measured.path / f"results/figures/local/{kind}.{extension}").stat().st_size > 1000
