@@ -10,6 +10,7 @@ from berth._render_server import ready_lines, title, working_folder
 from berth.container import Container, render_shell
 from berth.recipe import fill
 from berth.rendering import HEAD, NAME, NODE
+from berth.resources import accelerators_per_node
 from berth.shelltext import comment, must, quote, script
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def _hosts(rendering: Rendering) -> str:
 
 def _everywhere(rendering: Rendering) -> str:
     nodes, platform = rendering.deployment.nodes, rendering.platform
-    count, script_ = platform.accelerator.per_node, quote(str(rendering.folder / "node.sh"))
+    count = accelerators_per_node(rendering.deployment, platform)
+    script_ = quote(str(rendering.folder / "node.sh"))
     if platform.slurm:
         words = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
         if platform.accelerator.kind != "cpu" and platform.slurm.gpus != "none":
@@ -93,6 +95,7 @@ def _node(rendering: Rendering, way: MultiNode) -> str:
         parts.secrets(rendering, first),
         parts.environment(rendering, first),
         parts.staged(rendering) + parts.devices_there(rendering, first),
+        parts.job_devices(rendering, first),
         working_folder(rendering),
         parts.container_name(rendering) + parts.stop_trap(rendering, first),
         _ray(rendering, way, first) if way.kind == "ray" else _native(rendering, first, other),

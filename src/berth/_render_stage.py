@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from berth import _render_parts as parts
 from berth._render_image import image_steps
 from berth.container import render_shell
+from berth.network import network_env
 from berth.shelltext import comment, exports, must, quote, script
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ _LIST_SUMS = 'import json, sys; [print(f["sha256"], "", f["path"]) for f in json
 
 def stage_script(rendering: Rendering) -> str:
     """The script with one step per word: `bash stage.sh model`."""
-    steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
+    steps = []
+    if rendering.recipe.expects.models_dir:
+        steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
     steps += image_steps(rendering)
     told = [f"    bash stage.sh {name:<9}{what}" for name, what, _ in steps]
     cases = "".join(f"  {name})\n{_indented(body)}    ;;\n" for name, _, body in steps)
@@ -35,8 +38,16 @@ def stage_script(rendering: Rendering) -> str:
             *told,
         ),
         parts.beginning(rendering),
+        _network(rendering),
         f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
     )
+
+
+def _network(rendering: Rendering) -> str:
+    network = rendering.platform.network
+    if network is None:
+        return ""
+    return comment("How this site reaches the outside, and whom it trusts.") + exports(network_env(network))
 
 
 def _indented(text: str) -> str:

@@ -162,6 +162,16 @@ class RuntimeSettings:
 
 
 @dataclass(frozen=True)
+class Network:
+    """How a site reaches the outside; `ca_bundle` is the path of a PEM file on every node."""
+
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
+    ca_bundle: str = ""
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -184,6 +194,7 @@ class Platform:
     registry: Registry | None = None
     container: RuntimeSettings = field(default_factory=RuntimeSettings)
     modules: tuple[str, ...] = ()
+    network: Network | None = None
 
     @property
     def queue(self) -> Queue | None:
@@ -205,6 +216,7 @@ class Deployment:
     pipeline_parallel: int = 1
     args: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -221,6 +233,7 @@ class Benchmark:
     temperature: float | None = 0.0
     ignore_eos: bool = False
     warm_up_prompts: int = 16
+    mode: Literal["paper", "clean"] | None = None
     validity: dict[str, float] = field(default_factory=dict)
 
 

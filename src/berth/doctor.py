@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth._doctor_folders import Store, folder_checks, room_checks
-from berth._doctor_node import installed, port_check, proxy_checks, version_checks
+from berth._doctor_node import certificate_checks, installed, port_check, proxy_checks, version_checks
 from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks, skopeo_check
 from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks
@@ -64,6 +64,7 @@ class Patient:
     images: list[str]
     modules: list[str]
     storage: str
+    ca_bundle: str = ""
     registry: str = ""
     status_command: str | None = None
     first_check_s: int | None = None
@@ -106,6 +107,7 @@ def patient_of(
         "registry": platform.registry.host if platform.registry else "",
         "modules": list(platform.modules),
         "storage": platform.container.storage,
+        "ca_bundle": platform.network.ca_bundle if platform.network else "",
         "status_command": status_command,
         "first_check_s": first_check_s,
     }
@@ -118,6 +120,7 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
     yield from _runtime(patient)
     yield from _folders(patient)
     yield from proxy_checks(environ, patient.store.get("endpoint_url", ""))
+    yield from certificate_checks(patient.ca_bundle, patient.platform)
     yield from store_checks(patient.store)
     yield from registry_checks(patient.images, patient.registry)
     models_dir = Path(patient.models_dir).expanduser()

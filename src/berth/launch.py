@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker
+from berth.config import Network
 from berth.container import Container, Mount
 from berth.container_image import ensure_loaded
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
+from berth.gpus import Share, share_of, shares_node
 from berth.holder import job_id
 from berth.image_history import require_same_image
+from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
 from berth.processes import mark_of
 from berth.ready import Checks
@@ -30,6 +33,8 @@ from berth.sockets import free_port
 from berth.trial import SCRIPT, try_container
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from berth.diagnose import KnownFailure
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
@@ -124,7 +129,9 @@ class Deployed:
             write_text(file.path, file.text, mode=0o600)
 
     def _server_secrets(self, key: str) -> dict[str, str]:
-        return {self.recipe.server_key: key} if self.recipe.server_key else {}
+        return ({self.recipe.server_key: key} if self.recipe.server_key else {}) | further_secrets(
+            self.recipe, os.environ
+        )
 
     def _launch(self, started: Command, port: int) -> Launch:
         return Launch(
@@ -177,11 +184,17 @@ class Deployed:
         request = self.request
         deployment = request.deployment
         settings = request.platform_settings
+        accelerator = settings["accelerator"]
+        site = at_site(Site(**request.site), Network(**settings["network"]))
+        ranks = deployment["tensor_parallel"] * deployment["pipeline_parallel"]
+        share = Share()
+        if shares_node(ranks, deployment["nodes"], accelerator["per_node"]):
+            share = share_of(settings["runtime"], accelerator["kind"], os.environ)
         cache = self.scratch / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         return resolve(
             self.recipe,
-            accelerator=settings["accelerator"]["kind"],
+            accelerator=accelerator["kind"],
             version=deployment["version"],
             platform_name=request.platform,
             model_path=self.model_dir,
@@ -191,11 +204,14 @@ class Deployed:
             cache_dir=cache,
             files_dir=self.scratch / "files",
             name=_container_name(request, token),
-            device=settings["accelerator"]["name"],
-            site=Site(**request.site),
+            device=accelerator["name"],
+            site=replace(site, common_env={**site.common_env, **share.env}),
+            device_flags=share.podman_flags,
+            mode=request.benchmark["mode"],
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],
             deployment_reason=deployment["reason"],
+            inputs=deployment["inputs"],
             nodes=deployment["nodes"],
             tensor_parallel=deployment["tensor_parallel"],
             pipeline_parallel=deployment["pipeline_parallel"],
@@ -218,6 +234,8 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
             f"{request.image_receipt}: the staged image has digest {image['digest']}, but the run is defined with "
             f"{wanted}. Delete this receipt, so that the image is staged again."
         )
+    network = Network(**request.platform_settings["network"])
+    check_certificates(network.ca_bundle, f"config/platforms/{request.platform}.yaml")
     require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
     dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
@@ -246,6 +264,18 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
     return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs)
+
+
+def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:
+    """The values of a recipe's other secrets, which its users export.
+
+    Raises:
+        BerthError: one is not set.
+    """
+    for name, what in recipe.further_secrets.items():
+        if not environ.get(name):
+            raise BerthError(f"{recipe.file}: secrets.further: the variable {name} is not set. Export it: {what}")
+    return {name: environ[name] for name in recipe.further_secrets}
 
 
 def _receipt(path: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from berth.config import (
     Experiment,
     Flux,
     Model,
+    Network,
     Platform,
     RecipeSettings,
     Registry,
@@ -127,6 +128,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
+        network=_network(value["network"]) if "network" in value else None,
         registry=Registry(**value["registry"]) if "registry" in value else None,
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
@@ -150,6 +152,10 @@ def _own(folder: str) -> str:
     """A folder on a node's disk, which several users share: $USER and `~` are filled in."""
     filled = folder.replace("$USER", getpass.getuser()) if "$USER" in folder else folder
     return str(Path(filled).expanduser()) if filled.startswith("~") else filled
+
+
+def _network(value: dict[str, Any]) -> Network:
+    return Network(**{**value, "no_proxy": tuple(value.get("no_proxy", ()))})
 
 
 def _queue(value: dict[str, Any]) -> dict[str, Any]:

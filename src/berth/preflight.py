@@ -14,6 +14,7 @@ from huggingface_hub import get_token
 
 from berth.disk import require_space
 from berth.errors import BerthError
+from berth.network import check_certificates
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def preflight(plan: Plan) -> None:
     if not runs:
         return
     platform = plan.config.platforms[plan.config.platform]
+    if platform.network:
+        check_certificates(platform.network.ca_bundle, f"config/platforms/{platform.name}.yaml")
     results = plan.root / plan.config.results
     for name in sorted({run.deployment.model for run in runs}):
         if not (results / "staged" / platform.name / f"{name}.json").exists():

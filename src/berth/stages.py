@@ -98,7 +98,14 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
     """
     folder = Path(images_dir).expanduser().absolute() if images_dir else default_cache_dir()
     if image["kind"] == "environment":
-        stage_environment(lock_file=LOCKS / image["lock"], cache_dir=folder, receipt_path=Path(receipt))
+        stage_environment(
+            lock_file=LOCKS / image["lock"],
+            package=image["package"],
+            program=image["program"],
+            size_bytes=image["size_bytes"],
+            cache_dir=folder,
+            receipt_path=Path(receipt),
+        )
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
     with terminate_as_exception(), _modules(asked):

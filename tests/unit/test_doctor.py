@@ -23,7 +23,7 @@ from berth._doctor_runtime import (
     subordinate_ids,
     user_namespaces,
 )
-from berth._doctor_scheduler import flux_checks, sbatch_test, slurm_checks, submitted_with
+from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks, unreachable
 from berth.checkup import Result, ask, fail, file_system, is_network, ok, warn
 from berth.config import Flux, Slurm
@@ -33,6 +33,7 @@ from berth.errors import BerthError
 from berth.parse import load_config
 from berth.rendering import renderings
 from berth.seaweed import embedded_store
+from berth.submission import sbatch_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -436,8 +437,8 @@ def test_slurm_is_asked_for_partition_account_and_jobs(programs: Path) -> None:
     says(
         programs,
         "sinfo",
-        'case "$*" in *"--partition=gpu "*) echo "gpu up 4 gpu:h100:4(S:0-1)";; *--partition=*) exit 0;; '
-        '*) printf "gpu\\nbatch\\n";; esac',
+        'case "$*" in *%t*) echo "idle n1";; *"--partition=gpu "*) echo "gpu up 4 gpu:h100:4(S:0-1)";; '
+        '*--partition=*) exit 0;; *) printf "gpu\\nbatch\\n";; esac',
     )
     says(programs, "sacctmgr", "echo mine")
     says(

@@ -189,6 +189,19 @@ def test_only_selected_experiments_are_rendered() -> None:
     assert list(renderings(config, ROOT, (3, 11))) == ["llama31-405b-hops"]
 
 
+def test_the_mode_of_the_benchmark_is_in_the_server_and_two_are_refused() -> None:
+    """A server is rendered as the sweep starts it, and a deployment in two modes has no one command."""
+    config = configured("hops")
+    fig12 = config.benchmarks[config.experiments["fig12"].benchmark]
+    moded = {**config.benchmarks, "moded": dataclasses.replace(fig12, name="moded", mode="clean")}
+    experiment = dataclasses.replace(config.experiments["fig12"], benchmark="moded")
+    clean = dataclasses.replace(config, benchmarks=moded, experiments={"fig12": experiment})
+    assert "--no-enable-prefix-caching" in renderings(clean, ROOT, (3, 11))["llama31-405b-hops"].server.container.args
+    both = dataclasses.replace(clean, experiments={**config.experiments, "again": experiment})
+    with pytest.raises(BerthError, match="llama31-405b-hops is measured in different modes"):
+        renderings(both, ROOT, (3, 11))
+
+
 def test_kubernetes_is_left_out_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     """A service on Kubernetes is no script: it is left out, and that is said."""
     (rendering,) = all_of("goodall").values()
