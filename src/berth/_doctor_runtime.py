@@ -5,37 +5,51 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import re
 import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.checkup import Result, ask, fail, file_system, in_job, is_network, ok, warn
+from berth.devices import accelerator_checks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
-_CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
-_CDI_KIND = re.compile(r"""^\s*["']?kind["']?\s*:\s*["']?([^"',\s]+)""", re.MULTILINE)
-_MODULE = "install it, or load the site's module; where only compute nodes have it, run doctor in a job"
+_MODULE = (
+    "install it, or name the site's module in `modules` of the platform file; where only compute nodes have it, run "
+    "doctor in a job"
+)
 
 
-def podman_checks() -> Iterator[Result]:
+def podman_checks(program: Sequence[str] = ("podman",), environ: Mapping[str, str] | None = None) -> Iterator[Result]:
     """Podman is there and works, on a local disk, with ids for rootless containers."""
-    version = ask("podman", "--version")
-    if version.code is None:
-        yield fail("Podman: podman is not on PATH", _MODULE)
+    result, facts = podman_info(program, environ)
+    yield result
+    if not facts:
         return
-    info = ask("podman", "info", "--format=json")
-    facts = _json(info.out)
-    if not info.good or not facts:
-        yield fail(f"Podman: podman info fails: {info.complaint}", "podman info must work for this user on this node")
-        return
-    yield ok(f"Podman: {version.out.strip()}, OCI runtime {facts['host'].get('ociRuntime', {}).get('name', 'unknown')}")
     yield podman_storage(facts["store"]["graphRoot"], facts["store"]["graphDriverName"])
     if facts["host"].get("security", {}).get("rootless"):
         yield from subordinate_ids()
+
+
+def podman_info(
+    program: Sequence[str] = ("podman",), environ: Mapping[str, str] | None = None
+) -> tuple[Result, dict[str, Any]]:
+    """Whether Podman works for this user on this node, and what it says of itself; {} where it does not.
+
+    `program` is Podman with its global options, and `environ` what it runs in: this process's environment where None.
+    """
+    version = ask(*program, "--version", environ=environ)
+    if version.code is None:
+        return fail("Podman: podman is not on PATH", _MODULE), {}
+    info = ask(*program, "info", "--format=json", environ=environ)
+    facts = _json(info.out)
+    if not info.good or not facts:
+        what = f"Podman: {' '.join(program)} info fails: {info.complaint}"
+        return fail(what, "this command must work for this user on this node"), {}
+    runtime = facts["host"].get("ociRuntime", {}).get("name", "unknown")
+    return ok(f"Podman: {version.out.strip()}, OCI runtime {runtime}"), facts
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -53,7 +67,7 @@ def podman_storage(root: str, driver: str, kind: str | None = None) -> Result:
     if is_network(kind):
         return fail(
             where + " is not on a local disk; containers fail or crawl there",
-            "set rootless_storage_path in ~/.config/containers/storage.conf to a folder on the node's own disk",
+            "set podman.storage in the platform file, or rootless_storage_path in storage.conf, to the node's own disk",
         )
     if driver == "vfs":
         return warn(
@@ -81,19 +95,31 @@ def subordinate_ids(folder: Path = Path("/etc"), user: str | None = None, uid: i
         yield fail("newuidmap is not on PATH", "as root: install the package uidmap (shadow-utils)")
 
 
-def apptainer_checks() -> Iterator[Result]:
-    """Apptainer is there, and may be root inside its containers."""
-    version = ask("apptainer", "--version")
-    if version.code is None:
-        yield fail("Apptainer: apptainer is not on PATH", _MODULE)
-        return
+def skopeo_check(environ: Mapping[str, str] | None = None) -> Result:
+    """Whether images can be copied and looked up here."""
+    version = ask("skopeo", "--version", environ=environ)
     if not version.good:
-        yield fail(f"Apptainer: {version.complaint}", "apptainer --version must work for this user on this node")
-        return
-    yield ok(f"Apptainer: {version.out.strip()}")
-    if os.getuid() != 0:
+        return fail("images: skopeo is not on PATH", _MODULE)
+    return ok(f"images: {version.out.strip()}")
+
+
+def apptainer_checks(environ: Mapping[str, str] | None = None) -> Iterator[Result]:
+    """Apptainer is there, and may be root inside its containers."""
+    result = apptainer_version(environ)
+    yield result
+    if result.status == "ok" and os.getuid() != 0:
         yield user_namespaces()
         yield from subordinate_ids()
+
+
+def apptainer_version(environ: Mapping[str, str] | None = None) -> Result:
+    """Whether Apptainer works for this user on this node; `environ` is this process's environment where None."""
+    version = ask("apptainer", "--version", environ=environ)
+    if version.code is None:
+        return fail("Apptainer: apptainer is not on PATH", _MODULE)
+    if not version.good:
+        return fail(f"Apptainer: {version.complaint}", "apptainer --version must work for this user on this node")
+    return ok(f"Apptainer: {version.out.strip()}")
 
 
 def user_namespaces(limit_file: Path = Path("/proc/sys/user/max_user_namespaces")) -> Result:
@@ -115,48 +141,8 @@ def device_checks(runtime: str, accelerator: str, *, local: bool) -> Iterator[Re
 
     Without a scheduler (`local`), or inside a job, they must be here; a login node has none.
     """
-    if accelerator == "cuda" and runtime == "podman":
-        yield _here(cdi_specification(), local=local)
-    elif accelerator == "cuda":
-        found = Path("/dev/nvidiactl").exists()
-        yield _here(ok("NVIDIA driver: /dev/nvidiactl is there") if found else _no_nvidia(), local=local)
-    elif accelerator == "rocm":
-        for device in ("/dev/kfd", "/dev/dri"):
-            yield _here(device_node(Path(device)), local=local)
-
-
-def cdi_specification(folders: tuple[str, ...] = _CDI_FOLDERS) -> Result:
-    """Whether `nvidia.com/gpu` means something to Podman here: a CDI specification of that kind."""
-    files = [file for folder in folders for file in sorted(Path(folder).glob("*")) if file.suffix in (".yaml", ".json")]
-    for file in files:
-        try:
-            kinds = _CDI_KIND.findall(file.read_text())
-        except OSError:
-            continue
-        if "nvidia.com/gpu" in kinds:
-            return ok(f"CDI: {file} describes nvidia.com/gpu")
-    return fail(
-        f"CDI: no specification of nvidia.com/gpu in {' or '.join(folders)}",
-        "as root, and again after every update of the driver: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
-    )
-
-
-def device_node(path: Path) -> Result:
-    """Whether a device of ROCm is there and may be used by this user."""
-    if not path.exists():
-        return fail(
-            f"ROCm: there is no {path}",
-            "load the driver amdgpu; on a node without accelerators this is as it should be",
-        )
-    if not os.access(path, os.R_OK | (0 if path.is_dir() else os.W_OK)):
-        return fail(f"ROCm: {path} may not be used by {getpass.getuser()}", "join the groups video and render")
-    return ok(f"ROCm: {path} is there")
-
-
-def _no_nvidia() -> Result:
-    return fail(
-        "NVIDIA driver: there is no /dev/nvidiactl", "load the driver; on a node without GPUs this is as it should be"
-    )
+    for result in accelerator_checks(runtime, accelerator):
+        yield _here(result, local=local)
 
 
 def _here(result: Result, *, local: bool) -> Result:

@@ -7,9 +7,10 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from berth.checkup import Answer, Result, ask, fail, ok, warn
+from berth.checkup import Result, ask, fail, ok, warn
 from berth.errors import BerthError
 from berth.slurm import judge_status_command
+from berth.submission import judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -90,44 +91,14 @@ def _account(name: str, config: str) -> Result:
     return ok(f"Slurm: {user} may use account {name}")
 
 
-# Resource of snakemake-executor-plugin-slurm -> option of sbatch.
-_OPTIONS = {
-    "nodes": "--nodes",
-    "tasks_per_node": "--ntasks-per-node",
-    "cpus_per_task": "--cpus-per-task",
-    "mem_mb": "--mem",
-    "gres": "--gres",
-    "runtime": "--time",
-    "slurm_account": "--account",
-    "slurm_partition": "--partition",
-    "qos": "--qos",
-    "constraint": "--constraint",
-}
-
-
-def sbatch_test(resources: Mapping[str, Any]) -> list[str]:
-    """The command that asks Slurm whether it would take a job, without a job."""
-    argv = ["sbatch", "--test-only", "--wrap=true"]
-    for key, option in _OPTIONS.items():
-        value = resources.get(key)
-        if value is not None and value != -1:
-            argv.append(f"{option}={value}")
-    return [*argv, *shlex.split(str(resources.get("slurm_extra") or ""))]
-
-
 def _takes(name: str, resources: Mapping[str, Any]) -> Result:
-    answer = ask(*sbatch_test(resources))
-    if answer.good:
-        started = answer.complaint.removeprefix("sbatch: ")
-        return ok(f"Slurm: would take the job of {name}: {started}")
-    return fail(
-        f"Slurm: would refuse the job of {name}: {_reason(answer)}",
-        f"correct the section slurm of the platform file; this asks again: {shlex.join(sbatch_test(resources))}",
-    )
-
-
-def _reason(answer: Answer) -> str:
-    return answer.complaint.removeprefix("allocation failure: ").removeprefix("sbatch: error: ")
+    verdict = judge(resources)
+    if verdict.taken:
+        return ok(f"Slurm: would take the job of {name}: {verdict.said}")
+    remedy = f"correct {verdict.keys} in the platform file; this asks again: {shlex.join(verdict.command)}"
+    if verdict.taken is None:
+        return warn(f"Slurm: would not take the job of {name} now: {verdict.said}", f"wait for them, or {remedy}")
+    return fail(f"Slurm: would refuse the job of {name}: {verdict.said}", remedy)
 
 
 def flux_checks(flux: Flux, nodes: int) -> Iterator[Result]:

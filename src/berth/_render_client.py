@@ -27,7 +27,7 @@ def _client(rendering: Rendering, use: Use) -> str:
     how = f"in {rendering.root} run {rendering.workflow(use.dataset.with_name('receipt.json'))}"
     return script(
         _head(rendering, use),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         _settings(rendering),
         _secrets(rendering),
         parts.environment(rendering, container)

@@ -86,7 +86,7 @@ def _node(rendering: Rendering, way: MultiNode) -> str:
     first, other = rendering.server.container, rendering.node(1).container
     return script(
         comment(f"{rendering.deployment.name}: one of {rendering.deployment.nodes} nodes. server.sh starts it."),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         ': "${HEAD_ADDRESS:?is not set; server.sh sets it}"\n'
         'NODE_RANK="${SLURM_PROCID:-${FLUX_TASK_RANK:?is not set; srun or flux run sets it}}"\n'
         + _ADDRESS
@@ -149,7 +149,7 @@ def _ray(rendering: Rendering, way: MultiNode, first: Container) -> str:
 def _inside(rendering: Rendering, container: Container) -> str:
     """A command in the container that keeps the cluster; for Apptainer, which shares the host, in one beside it."""
     if rendering.platform.runtime == "podman":
-        return render_shell(["podman", "exec", NAME, container.entrypoint, *container.args], quote)
+        return render_shell([*parts.podman(rendering), "exec", NAME, container.entrypoint, *container.args], quote)
     return parts.command(rendering, container)
 
 

@@ -15,6 +15,7 @@ from berth.container import (
     apptainer_places,
     podman_argv,
     podman_devices,
+    podman_program,
     process_argv,
     render_shell,
     stop_argvs,
@@ -28,9 +29,17 @@ if TYPE_CHECKING:
 
     from berth.rendering import Rendering
 
+# A word of stage.sh, what it brings where, and its commands.
+Step = tuple[str, str, str]
+
 # As a sweep asks by default (sweep.stop_grace_s).
 _GRACE_S = 20.0
 _MAKE_KEY = "is not set; export a key of your own, such as openssl rand -hex 32 prints"
+
+
+def by_workflow(rendering: Rendering, target: Path) -> str:
+    """The command that lets Berth make a file."""
+    return f"cd {quote(str(rendering.root))}\n{rendering.workflow(target)}\n"
 
 
 def environment(rendering: Rendering, container: Container) -> str:
@@ -81,12 +90,29 @@ def _process_environment(rendering: Rendering, container: Container) -> str:
     )
 
 
+def beginning(rendering: Rendering) -> str:
+    """The first commands of a script: the site's modules, and that every failure ends it."""
+    modules = rendering.platform.modules
+    text = ""
+    if modules:
+        text = comment("The site's modules; before bash becomes strict, because their functions are not.")
+        text += "type module >/dev/null 2>&1 || . /etc/profile\n"
+        text += f"module load {' '.join(map(quote, modules))} || exit 1\n"
+    return text + "set -euo pipefail\n"
+
+
+def podman(rendering: Rendering) -> tuple[str, ...]:
+    """Podman with the platform's storage."""
+    return podman_program(rendering.platform.container.storage)
+
+
 def argv(rendering: Rendering, container: Container) -> list[str]:
     """The command of a container on this platform."""
+    options = rendering.platform.container.options
     if rendering.platform.runtime == "podman":
-        return podman_argv(container)
+        return podman_argv(container, program=podman(rendering), options=options)
     if rendering.platform.runtime == "apptainer":
-        return apptainer_argv(container, rendering.image_path)
+        return apptainer_argv(container, rendering.image_path, options=options)
     return process_argv(container, rendering.image_path)
 
 
@@ -101,7 +127,7 @@ def stop_trap(rendering: Rendering, container: Container) -> str:
         return ""
     lines = "".join(
         f"  {' '.join(map(quote, each))} >/dev/null 2>&1 || true\n"
-        for each in stop_argvs(container, "podman", grace_s=_GRACE_S)
+        for each in stop_argvs(container, "podman", grace_s=_GRACE_S, program=podman(rendering))
     )
     return (
         comment("Whatever ends this script ends the container: it is asked, then killed, then removed.")
@@ -110,10 +136,10 @@ def stop_trap(rendering: Rendering, container: Container) -> str:
 
 
 def container_name(rendering: Rendering) -> str:
-    """The container's name, which carries the job: two jobs on one node do not meet."""
+    """The container's name, which carries the job (holder.JOB_ID_VARIABLES): two jobs on one node do not meet."""
     if rendering.platform.runtime != "podman":
         return ""
-    return f'NAME="berth-{rendering.deployment.name}-${{SLURM_JOB_ID:-${{FLUX_JOB_ID:-$$}}}}"\n'
+    return f'NAME="berth-{rendering.deployment.name}-${{SLURM_JOB_ID:-${{FLUX_JOB_ID:-${{FLUX_ENCLOSING_ID:-$$}}}}}}"\n'
 
 
 def job_devices(rendering: Rendering, container: Container) -> str:

@@ -16,7 +16,7 @@ def server_script(rendering: Rendering) -> str:
     container = rendering.server.container
     return script(
         _head(rendering),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         parts.secrets(rendering, container),
         parts.environment(rendering, container),
         parts.staged(rendering) + parts.devices_there(rendering, container),

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from berth import _render_parts as parts
+from berth._render_image import image_steps
 from berth.container import render_shell
 from berth.network import network_env
 from berth.shelltext import comment, exports, must, quote, script
@@ -19,15 +20,13 @@ _NO_GIT = ["--exclude", ".git*", "--exclude", ".cache/*"]
 # Compares a folder with the manifest that Berth writes beside a model in the store, through sha256sum.
 _LIST_SUMS = 'import json, sys; [print(f["sha256"], "", f["path"]) for f in json.load(sys.stdin)["files"]]'
 
-Step = tuple[str, str, str]
-
 
 def stage_script(rendering: Rendering) -> str:
     """The script with one step per word: `bash stage.sh model`."""
     steps = []
     if rendering.recipe.expects.models_dir:
         steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
-    steps += _image_steps(rendering)
+    steps += image_steps(rendering)
     told = [f"    bash stage.sh {name:<9}{what}" for name, what, _ in steps]
     cases = "".join(f"  {name})\n{_indented(body)}    ;;\n" for name, _, body in steps)
     names = "|".join(name for name, _, _ in steps)
@@ -38,7 +37,7 @@ def stage_script(rendering: Rendering) -> str:
             "",
             *told,
         ),
-        "set -euo pipefail\n",
+        parts.beginning(rendering),
         _network(rendering),
         f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
     )
@@ -55,19 +54,13 @@ def _indented(text: str) -> str:
     return "".join(f"    {line}\n" if line else "\n" for line in text.splitlines())
 
 
-def _by_berth(rendering: Rendering) -> list[Step]:
+def _by_berth(rendering: Rendering) -> list[parts.Step]:
     receipt = rendering.results / "staged" / rendering.platform.name / f"{rendering.model.name}.json"
     body = comment("The store of this platform lives only while a rule of Berth uses it.")
-    return [
-        ("model", f"the model into {rendering.model_dir}", body + _workflow(rendering, rendering.workflow(receipt)))
-    ]
+    return [("model", f"the model into {rendering.model_dir}", body + parts.by_workflow(rendering, receipt))]
 
 
-def _workflow(rendering: Rendering, command: str) -> str:
-    return f"cd {quote(str(rendering.root))}\n{command}\n"
-
-
-def _model_steps(rendering: Rendering) -> list[Step]:
+def _model_steps(rendering: Rendering) -> list[parts.Step]:
     model, store = rendering.model, rendering.platform.store
     local = rendering.results / "models" / model.name / "files"
     prefix = "/".join(part for part in (store.prefix.strip("/"), model.repo) if part)
@@ -80,7 +73,7 @@ def _model_steps(rendering: Rendering) -> list[Step]:
     if model.source == "hub":
         download = _download(rendering, str(local))
     else:
-        download = _workflow(rendering, rendering.workflow(local.with_name("manifest.json")))
+        download = parts.by_workflow(rendering, local.with_name("manifest.json"))
     push = render_shell(["aws", "s3", "sync", str(local), f"{place}/", *_NO_GIT, *options], quote)
     pull = render_shell(["aws", "s3", "sync", f"{place}/", str(rendering.model_dir), *options], quote)
     show = shlex.join(["aws", "s3", "cp", f"{place}.manifest.json", "-", *options])
@@ -113,22 +106,3 @@ def _download(rendering: Rendering, local: str) -> str:
             f"{model.repo} is gated: export HF_TOKEN of an account that accepted its licence, or run hf auth login",
         )
     return text + render_shell([*argv, "--local-dir", local], quote)
-
-
-def _image_steps(rendering: Rendering) -> list[Step]:
-    container, runtime = rendering.server.container, rendering.platform.runtime
-    path = str(rendering.image_path)
-    if container.kind == "environment":
-        version = rendering.deployment.version
-        receipt = rendering.results / "images" / rendering.platform.name / f"{rendering.recipe.name}-{version}.json"
-        body = comment(f"Built from src/berth/locks/{container.image}, every package at one version.")
-        return [("image", f"the environment into {path}", body + _workflow(rendering, rendering.workflow(receipt)))]
-    if runtime == "podman":
-        body = parts.without_session() + shlex.join(["podman", "pull", container.pinned_image]) + "\n"
-        return [("image", "on each node of the job: into the storage of Podman", body)]
-    partial = f"{path}.partial"
-    build = shlex.join(["apptainer", "build", "--force", partial, f"docker://{container.pinned_image}"])
-    body = parts.apptainer_folders(rendering) + f"mkdir -p {quote(str(rendering.image_path.parent))}\n"
-    body += comment("Under another name first: a build that breaks off leaves no image that looks whole.")
-    body += f"{build}\nmv {quote(partial)} {quote(path)}\n"
-    return [("image", f"once per cluster: {path}", body)]

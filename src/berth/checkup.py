@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from berth.holder import job_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _TIMEOUT_S = 30.0
 # Of /proc/self/mountinfo (proc(5)); what Lustre, GPFS and others call themselves there.
@@ -65,8 +68,8 @@ class Answer:
         return lines[-1] if lines else f"exit code {self.code}"
 
 
-def ask(*argv: str, timeout_s: float = _TIMEOUT_S) -> Answer:
-    """The answer of a program."""
+def ask(*argv: str, timeout_s: float = _TIMEOUT_S, environ: Mapping[str, str] | None = None) -> Answer:
+    """The answer of a program, in a session of its own; `environ` is this process's environment where None."""
     try:
         done = subprocess.run(
             list(argv),
@@ -76,6 +79,8 @@ def ask(*argv: str, timeout_s: float = _TIMEOUT_S) -> Answer:
             errors="replace",
             timeout=timeout_s,
             check=False,
+            env=None if environ is None else dict(environ),
+            start_new_session=True,
         )
     except OSError as error:
         return Answer(None, "", f"{argv[0]}: {error.strerror}")

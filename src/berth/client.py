@@ -45,8 +45,12 @@ def open_client(
     secret_env: Mapping[str, str],
     log_path: Path,
     mode: Mode = "auto",
+    stop: tuple[tuple[str, ...], ...] = (),
 ) -> Iterator[BenchClient]:
     """A client that is starting. It is gone, with all that it started, when the block ends.
+
+    `env` and `secret_env` together are its whole environment. `stop` are commands that end what its processes leave,
+    such as a container.
 
     The import of vLLM takes seconds: enter the block before the server is ready, call `prepare`, and call
     `wait_ready` when the server is.
@@ -54,7 +58,7 @@ def open_client(
     Raises:
         ClientFailed: the program cannot be started.
     """
-    launch = Launch(tuple(command_prefix), worker_path, tuple(vllm_command), env, secret_env, log_path, mode)
+    launch = Launch(tuple(command_prefix), worker_path, tuple(vllm_command), env, secret_env, log_path, mode, stop)
     client = BenchClient(launch)
     try:
         client.start()
@@ -86,7 +90,7 @@ class BenchClient:
         if self.mode == "process":
             return
         command = [*self._launch.command_prefix, str(self._launch.worker_path)]
-        self._worker = Worker(command, self._launch.environment(), self._launch.log_path)
+        self._worker = Worker(command, self._launch.environment(), self._launch.log_path, self._launch.end_rest)
         try:
             self._worker.start()
         except OSError as error:
@@ -269,7 +273,10 @@ class BenchClient:
     ) -> dict[str, Any]:
         command = self._launch.command(argv)
         try:
-            code = run_once(command, self._launch.environment(), self._launch.log_path, on_progress, should_stop)
+            launch = self._launch
+            code = run_once(
+                command, launch.environment(), launch.log_path, on_progress, should_stop, end_rest=launch.end_rest
+            )
         except OSError as error:
             raise self._launch.cannot_start(command[0], error) from None
         if code != 0:

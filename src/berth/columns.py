@@ -1,15 +1,9 @@
-"""The columns of the tidy table, and tables that have exactly these columns. docs/tidy.md says what each one means."""
+"""The columns of the tidy table, which docs/tidy.md explains. No pandas here: every job reads it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import pandas as pd
-import pyarrow as pa
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 Kind = Literal["text", "integer", "number"]
 
@@ -29,17 +23,6 @@ class Column:
     name: str
     kind: Kind
     unit: str = ""
-
-    @property
-    def dtype(self) -> str:
-        """The pandas dtype of the column; each of them has a value for "unknown"."""
-        return {"text": "string", "integer": "Int64", "number": "Float64"}[self.kind]
-
-    @property
-    def arrow(self) -> pa.Field:
-        """The Parquet field, with the unit in its metadata."""
-        types = {"text": pa.string(), "integer": pa.int64(), "number": pa.float64()}
-        return pa.field(self.name, types[self.kind], metadata={"unit": self.unit})
 
 
 def _text(*names: str) -> tuple[Column, ...]:
@@ -79,28 +62,3 @@ COLUMNS: tuple[Column, ...] = (
     *_text("start", "end", "note"),
 )
 BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
-
-
-def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """A table with all the columns in their order, one row per mapping; what a mapping leaves out is unknown.
-
-    An empty text is unknown too, because CSV cannot tell them apart.
-    """
-    listed = list(rows)
-    return pd.DataFrame({column.name: _series(column, [row.get(column.name) for row in listed]) for column in COLUMNS})
-
-
-def combine(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table with the rows of all of them in the order given."""
-    kept = [table for table in frames if len(table)]
-    return pd.concat(kept, ignore_index=True) if kept else frame([])
-
-
-def arrow_schema() -> pa.Schema:
-    """The Parquet schema of the table."""
-    return pa.schema([column.arrow for column in COLUMNS])
-
-
-def _series(column: Column, values: list[Any]) -> pd.Series[Any]:
-    dtype: Any = column.dtype
-    return pd.Series([None if value == "" else value for value in values], dtype=dtype)

@@ -77,6 +77,17 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Registry:
+    """The site's registry of container images; `ca_file` and `auth_file` are paths, "" where nothing is set."""
+
+    host: str
+    prefix: str = ""
+    tls_verify: bool = True
+    ca_file: str = ""
+    auth_file: str = ""
+
+
+@dataclass(frozen=True)
 class RecipeSettings:
     """What a platform sets for one recipe, and why."""
 
@@ -139,6 +150,18 @@ class Flux(Queue):
 
 
 @dataclass(frozen=True)
+class RuntimeSettings:
+    """What a site adds to its container runtime.
+
+    `options` are further ones of `podman run` or `apptainer exec`. `storage` is where Podman keeps images and
+    containers, "" for what the site's storage.conf says.
+    """
+
+    options: tuple[str, ...] = ()
+    storage: str = ""
+
+
+@dataclass(frozen=True)
 class Network:
     """How a site reaches the outside; `ca_bundle` is the path of a PEM file on every node."""
 
@@ -168,6 +191,9 @@ class Platform:
     description: str = ""
     slurm: Slurm | None = None
     flux: Flux | None = None
+    registry: Registry | None = None
+    container: RuntimeSettings = field(default_factory=RuntimeSettings)
+    modules: tuple[str, ...] = ()
     network: Network | None = None
 
     @property
@@ -207,6 +233,7 @@ class Benchmark:
     temperature: float | None = 0.0
     ignore_eos: bool = False
     warm_up_prompts: int = 16
+    mode: Literal["paper", "clean"] | None = None
     validity: dict[str, float] = field(default_factory=dict)
 
 

@@ -41,6 +41,8 @@ SESSION_VARIABLES = (
     "DBUS_SESSION_BUS_ADDRESS",
 )
 _SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+# A container carries the token of its server in this label, so that a later sweep finds what is its own.
+INSTANCE_LABEL = "berth.instance"
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,32 @@ class Container:
         if not self.digest:
             return self.image
         folder, _, last = self.image.rpartition("/")
-        return f"{folder}/{last.partition(':')[0]}@{self.digest}"
+        return f"{folder}/{last.partition('@')[0].partition(':')[0]}@{self.digest}"
 
 
-def podman_argv(container: Container) -> list[str]:
+def podman_program(storage: str) -> tuple[str, ...]:
+    """Podman with its images and containers in the folder `storage`, or where the site has them for ""."""
+    return ("podman", f"--root={storage}/storage", f"--runroot={storage}/run") if storage else ("podman",)
+
+
+def is_podman(program: Sequence[str]) -> bool:
+    """Whether a command that was read from a file is what podman_program() makes, or ()."""
+    options = ("--root=", "--runroot=")
+    return not program or (program[0] == "podman" and all(word.startswith(options) for word in program[1:]))
+
+
+def podman_argv(
+    container: Container, *, program: Sequence[str] = ("podman",), options: Sequence[str] = ()
+) -> list[str]:
     """`podman run` of a container; the values of its secrets come from the environment of this command.
 
-    No terminal is asked for: a batch job has none.
+    `options` are further ones of `podman run`. No terminal is asked for: a batch job has none. What the container
+    prints goes to this command's output alone: a copy in Podman's storage would fill the node's disk.
     """
     _need("podman", container)
     expects = container.expects
-    argv = ["podman", "run", "--rm", f"--name={container.name}", f"--network={expects.network}"]
-    argv.append(f"--ipc={expects.ipc}")
+    argv = [*program, "run", "--rm", f"--name={container.name}", "--log-driver=none"]
+    argv += [f"--network={expects.network}", f"--ipc={expects.ipc}"]
     if expects.shm_gib and expects.ipc != "host":
         argv.append(f"--shm-size={expects.shm_gib}g")
     argv.append(f"--entrypoint={container.entrypoint}")
@@ -99,7 +115,7 @@ def podman_argv(container: Container) -> list[str]:
     argv += [f"--env={name}={value}" for name, value in container.env.items()]
     argv += [f"--env={name}" for name in container.secret_env]
     argv += [f"--volume={_bind(mount)}" for mount in container.mounts]
-    return [*argv, f"--workdir={expects.workdir}", container.pinned_image, *container.args]
+    return [*argv, *options, f"--workdir={expects.workdir}", container.pinned_image, *container.args]
 
 
 def podman_devices(accelerator: str, numbers: Sequence[str] = ()) -> tuple[str, ...]:
@@ -113,10 +129,11 @@ def podman_devices(accelerator: str, numbers: Sequence[str] = ()) -> tuple[str, 
     return (*every, f"--env=HIP_VISIBLE_DEVICES={','.join(numbers)}")
 
 
-def apptainer_argv(container: Container, sif: str | Path) -> list[str]:
+def apptainer_argv(container: Container, sif: str | Path, *, options: Sequence[str] = ()) -> list[str]:
     """`apptainer exec` of a container from its SIF, with the semantics that an image made for Podman expects.
 
-    Its secrets, and values that --env cannot carry, come from the environment: see apptainer_env.
+    `options` are further ones of `apptainer exec`. Its secrets, and values that --env cannot carry, come from the
+    environment: see apptainer_env.
     """
     _need("apptainer", container)
     argv = ["apptainer", "exec"]
@@ -126,7 +143,7 @@ def apptainer_argv(container: Container, sif: str | Path) -> list[str]:
     argv += _APPTAINER_DEVICES[container.accelerator]
     argv += [f"--env={name}={value}" for name, value in container.env.items() if not _awkward(value)]
     argv += [f"--bind={_bind(mount)}" for mount in container.mounts]
-    return [*argv, f"--cwd={container.expects.workdir}", str(sif), container.entrypoint, *container.args]
+    return [*argv, *options, f"--cwd={container.expects.workdir}", str(sif), container.entrypoint, *container.args]
 
 
 def apptainer_env(container: Container, secrets: Mapping[str, str]) -> dict[str, str]:
@@ -178,18 +195,28 @@ def required_env(container: Container, runtime: Runtime) -> tuple[str, ...]:
     return tuple(f"APPTAINERENV_{name}" for name in (*awkward, *container.secret_env))
 
 
-def stop_argvs(container: Container, runtime: Runtime, *, grace_s: float) -> tuple[tuple[str, ...], ...]:
+def stop_argvs(
+    container: Container, runtime: Runtime, *, grace_s: float, program: Sequence[str] = ("podman",)
+) -> tuple[tuple[str, ...], ...]:
     """Commands that end a container, in order: ask, kill, remove.
 
     None for Apptainer and processes: those end with their processes.
     """
-    if runtime != "podman":
-        return ()
+    return podman_stop(program, container.name, grace_s) if runtime == "podman" else ()
+
+
+def podman_stop(program: Sequence[str], name: str, grace_s: float) -> tuple[tuple[str, ...], ...]:
+    """Commands that end a container of Podman, in order: ask, kill, remove. The second fails where it is gone."""
     return (
-        ("podman", "stop", "--ignore", f"--time={max(1, round(grace_s))}", container.name),
-        ("podman", "kill", container.name),
-        ("podman", "rm", "--force", "--ignore", container.name),
+        (*program, "stop", "--ignore", f"--time={max(1, round(grace_s))}", name),
+        (*program, "kill", name),
+        (*program, "rm", "--force", "--ignore", name),
     )
+
+
+def podman_remove(program: Sequence[str], name: str) -> tuple[str, ...]:
+    """The command that ends a container of Podman at once."""
+    return (*program, "rm", "--force", "--ignore", "--time=0", name)
 
 
 def render_shell(argv: Iterable[str], quote: Callable[[str], str] = shlex.quote) -> str:

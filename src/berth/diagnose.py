@@ -106,7 +106,8 @@ def explain_exit(returncode: int | None) -> tuple[str, str]:
         try:
             name = signal.Signals(signum).name
         except ValueError:
-            return f"The server ended with exit code {returncode}.", read_the_log
+            meaning, remedy = _CODES.get(returncode, ("", read_the_log))
+            return f"The server ended with exit code {returncode}{meaning}.", remedy
         meaning, remedy = _SIGNALS.get(signum, ("", read_the_log))
         return f"The server was ended by {name}{meaning}.", remedy
     meaning, remedy = _CODES.get(returncode, ("", read_the_log))
@@ -137,6 +138,7 @@ _CODES: dict[int, tuple[str, str]] = {
     125: (": the container runtime itself failed", "Run the same command by hand and read what the runtime says."),
     126: (": the program cannot be executed", "Check its permissions and that it fits this processor."),
     127: (": the program was not found", "Check the entrypoint of the recipe and the image."),
+    255: (", as Apptainer does when it fails itself", "Run the same command by hand and read what Apptainer says."),
 }
 
 

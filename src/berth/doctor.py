@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from berth._doctor_folders import Store, folder_checks, room_checks
 from berth._doctor_node import certificate_checks, installed, port_check, proxy_checks, version_checks
-from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks
+from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks, skopeo_check
 from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks
-from berth.checkup import warn
+from berth.checkup import fail, ok, warn
 from berth.config import Flux, Slurm
+from berth.container import podman_program, without_login_session
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.image import default_cache_dir
+from berth.modules import with_modules
 from berth.resources import sweep_resources
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ class Patient:
 
     `store` has the fields of config.Store and `queue` those of config.Slurm or config.Flux, None without a scheduler.
     `jobs` are the resources of a sweep by deployment. `models` has bytes by repository, `downloads` bytes by the name
-    of a model of the hub; `images` are references of container images.
+    of a model of the hub; `images` are references of container images,
+    `registry` the host of the site's own, "" for none.
     """
 
     platform: str
@@ -59,7 +62,10 @@ class Patient:
     hub_models: list[str]
     gated: list[str]
     images: list[str]
+    modules: list[str]
+    storage: str
     ca_bundle: str = ""
+    registry: str = ""
     status_command: str | None = None
     first_check_s: int | None = None
 
@@ -98,6 +104,9 @@ def patient_of(
         "hub_models": [model.repo for model in hub],
         "gated": [model.repo for model in hub if model.gated],
         "images": [image.reference for image in containers if image.kind == "container"],
+        "registry": platform.registry.host if platform.registry else "",
+        "modules": list(platform.modules),
+        "storage": platform.container.storage,
         "ca_bundle": platform.network.ca_bundle if platform.network else "",
         "status_command": status_command,
         "first_check_s": first_check_s,
@@ -113,7 +122,7 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
     yield from proxy_checks(environ, patient.store.get("endpoint_url", ""))
     yield from certificate_checks(patient.ca_bundle, patient.platform)
     yield from store_checks(patient.store)
-    yield from registry_checks(patient.images)
+    yield from registry_checks(patient.images, patient.registry)
     models_dir = Path(patient.models_dir).expanduser()
     staged = all((models_dir / repo).exists() for repo in patient.hub_models)
     yield hub_check(patient.hub_models, patient.gated, staged=staged)
@@ -139,10 +148,20 @@ def _scheduler(patient: Patient) -> Iterator[Result]:
 
 
 def _runtime(patient: Patient) -> Iterator[Result]:
+    where = f"config/platforms/{patient.platform}.yaml: modules"
+    try:
+        environ = without_login_session(with_modules(patient.modules, os.environ, where=where))
+    except BerthError as error:
+        yield fail(f"modules: {error}", "where only compute nodes have them, run doctor in a job")
+        return
+    if patient.modules:
+        yield ok(f"modules: {', '.join(patient.modules)} can be loaded here")
     if patient.runtime == "podman":
-        yield from podman_checks()
+        yield from podman_checks(podman_program(patient.storage), environ)
     elif patient.runtime == "apptainer":
-        yield from apptainer_checks()
+        yield from apptainer_checks(environ)
+    if patient.images:
+        yield skopeo_check(environ)
     if patient.runtime in ("podman", "apptainer"):
         yield from device_checks(patient.runtime, patient.accelerator, local=patient.scheduler == "local")
 

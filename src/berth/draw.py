@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berth.columns import combine
 from berth.figures import draw_figure
-from berth.published import find_figure, read_published
+from berth.frames import combine, read_published
+from berth.plan import FORMATS
+from berth.published import find_figure
 from berth.tidy import read_tidy, tidy_records, write_tidy
 
 if TYPE_CHECKING:
     from berth.plan import Plan
-
-FORMATS = ("pdf", "svg", "png")
 
 
 def tidy(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from berth.container import is_podman
 from berth.processes import start_ticks
 
 # In a batch script of Flux the job is the instance around it, which later versions name.
@@ -77,21 +78,30 @@ class Identity:
 
 @dataclass(frozen=True)
 class Leftover:
-    """The server of a sweep that could not take it down: its token, and its files in /dev/shm (name -> inode)."""
+    """The server of a sweep that could not take it down: its token, and its files in /dev/shm (name -> inode).
+
+    `podman` is Podman with its global options where containers of the server may be left, else ().
+    """
 
     identity: Identity
     token: str
     shared_memory: dict[str, int] = field(default_factory=dict)
+    podman: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The entry as a JSON object."""
-        return {"identity": self.identity.as_json(), "token": self.token, "shared_memory": self.shared_memory}
+        return {
+            "identity": self.identity.as_json(),
+            "token": self.token,
+            "shared_memory": self.shared_memory,
+            "podman": list(self.podman),
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Leftover:
         """The entry as as_json() wrote it."""
         shared = {str(name): int(inode) for name, inode in value["shared_memory"].items()}
-        return cls(Identity.from_json(value["identity"]), str(value["token"]), shared)
+        return cls(Identity.from_json(value["identity"]), str(value["token"]), shared, _podman(value))
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,7 @@ class Holder:
     released: bool
     shared_memory: dict[str, int]
     leftovers: tuple[Leftover, ...]
+    podman: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         job = f", job {self.job_id}" if self.job_id else ""
@@ -120,6 +131,7 @@ class Holder:
             "acquired": self.acquired,
             "released": self.released,
             "shared_memory": self.shared_memory,
+            "podman": list(self.podman),
             "leftovers": [entry.as_json() for entry in self.leftovers],
         }
 
@@ -134,7 +146,16 @@ class Holder:
             released=bool(value["released"]),
             shared_memory={str(name): int(inode) for name, inode in value["shared_memory"].items()},
             leftovers=tuple(Leftover.from_json(entry) for entry in value["leftovers"]),
+            podman=_podman(value),
         )
+
+
+def _podman(value: dict[str, Any]) -> tuple[str, ...]:
+    """How Podman is called; () in a file of before there were containers. Nothing else is ever run from such a file."""
+    program = tuple(str(word) for word in value.get("podman", ()))
+    if not is_podman(program):
+        raise ValueError(f"podman: {program}")
+    return program
 
 
 def _gone(process: Identity) -> bool | None:

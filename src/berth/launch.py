@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker
 from berth.config import Network
 from berth.container import Container, Mount
+from berth.container_image import ensure_loaded
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.gpus import Share, share_of, shares_node
 from berth.holder import job_id
+from berth.image_history import require_same_image
 from berth.network import at_site, check_certificates
-from berth.processes import TOKEN_VARIABLE
+from berth.nodecheck import check_node
+from berth.processes import mark_of
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
-from berth.runtime import Command, command
+from berth.runtime import Command, Host, command
+from berth.runtimefailures import runtime_failures
 from berth.serve import Launch
 from berth.sockets import free_port
+from berth.trial import SCRIPT, try_container
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +38,9 @@ if TYPE_CHECKING:
     from berth.diagnose import KnownFailure
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
+
+# What a client is told beyond its server's environment: the server is never behind a proxy.
+_CLIENT_ENV = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
 
 WORKER = Path(_bench_worker.__file__).resolve()
 
@@ -41,6 +50,7 @@ class Deployed:
     """A deployment with its staged model, image and dataset, and the folders of one run on this node."""
 
     request: SweepRequest
+    on: Host
     recipe: Recipe
     image: dict[str, Any]
     model_dir: Path
@@ -50,8 +60,8 @@ class Deployed:
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
-        """The recipe's table of failures."""
-        return self.recipe.failures
+        """The tables of failures of the container runtime and of the recipe."""
+        return (*runtime_failures(self.on.runtime), *self.recipe.failures)
 
     @property
     def checks(self) -> Checks:
@@ -84,13 +94,46 @@ class Deployed:
         """The address that the server binds to."""
         return str(self.request.platform_settings["host"])
 
-    def launch(self, port: int, key: str) -> Launch:
+    def check_node(self, token: str) -> None:
+        """Return when this node can run the server: nothing is missing, and its container starts and reads the model.
+
+        Raises:
+            BerthError: cause and remedy; nothing was started that still runs.
+        """
+        resolved = self._resolved(self.request.platform_settings["ports"][0], token)
+        container = resolved.container
+        check_node(self.on, container, self.model_dir, platform=self.request.platform)
+        if self.on.runtime == "process":
+            return
+        self._write_files(resolved)
+        model = next((mount.target for mount in container.mounts if mount.source == str(self.model_dir)), "/")
+        tried = replace(
+            container,
+            name=f"{container.name}-trial",
+            entrypoint=self.recipe.client(self.request.deployment["version"]).python,
+            args=("-c", SCRIPT, model, container.expects.cache_dir),
+        )
+        launch = self._launch(self._command(tried, self._server_secrets(""), token), 0)
+        try_container(
+            launch, log_path=self.logs / "container.log", token=token, known_failures=runtime_failures(self.on.runtime)
+        )
+
+    def launch(self, port: int, key: str, token: str) -> Launch:
         """The server's start on a port; the files that the recipe declares are written."""
-        resolved = self._resolved(port)
+        resolved = self._resolved(port, token)
+        self._write_files(resolved)
+        return self._launch(self._command(resolved.container, self._server_secrets(key), token), port)
+
+    def _write_files(self, resolved: Resolved) -> None:
         for file in resolved.files:
             write_text(file.path, file.text, mode=0o600)
-        secrets = {self.recipe.server_key: key} if self.recipe.server_key else {}
-        started = self._command(resolved.container, secrets | further_secrets(self.recipe, os.environ))
+
+    def _server_secrets(self, key: str) -> dict[str, str]:
+        return ({self.recipe.server_key: key} if self.recipe.server_key else {}) | further_secrets(
+            self.recipe, os.environ
+        )
+
+    def _launch(self, started: Command, port: int) -> Launch:
         return Launch(
             argv=started.argv,
             env=started.env,
@@ -104,7 +147,7 @@ class Deployed:
 
     def client(self, port: int, key: str, token: str) -> tuple[Command, Command]:
         """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end."""
-        resolved = self._resolved(port)
+        resolved = self._resolved(port, token)
         paths = (WORKER, self.dataset_path, self.model_dir)
         mounts = (*(Mount(str(path), str(path), read_only=True) for path in paths),)
         mounts = (*mounts, Mount(str(self.scratch), str(self.scratch)))
@@ -115,25 +158,29 @@ class Deployed:
             name=f"{resolved.container.name}-client",
             mounts=mounts,
         )
-        program = self.recipe.client(self.request.deployment["version"]).command[0]
+        python = replace(python, env={**python.env, **_CLIENT_ENV})
+        program = replace(python, entrypoint=self.recipe.client(self.request.deployment["version"]).command[0])
         secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
-        both = []
-        for container in (python, replace(python, entrypoint=program)):
-            started = self._command(container, secrets)
-            both.append(replace(started, env={**started.env, TOKEN_VARIABLE: token, "PYTHONPATH": ""}))
-        return both[0], both[1]
+        return (
+            self._command(python, secrets, token, role="client"),
+            self._command(program, secrets, token, role="client"),
+        )
 
-    def _command(self, container: Container, secrets: dict[str, str]) -> Command:
+    def _command(
+        self, container: Container, secrets: dict[str, str], token: str, role: Literal["server", "client"] = "server"
+    ) -> Command:
         return command(
             container,
-            self.request.platform_settings["runtime"],
+            self.on,
             self.image,
             secrets,
             scratch=self.scratch,
             grace_s=self.request.settings["stop_grace_s"],
+            token=token,
+            role=role,
         )
 
-    def _resolved(self, port: int) -> Resolved:
+    def _resolved(self, port: int, token: str) -> Resolved:
         request = self.request
         deployment = request.deployment
         settings = request.platform_settings
@@ -156,10 +203,11 @@ class Deployed:
             port=port,
             cache_dir=cache,
             files_dir=self.scratch / "files",
-            name=_container_name(request),
+            name=_container_name(request, token),
             device=accelerator["name"],
             site=replace(site, common_env={**site.common_env, **share.env}),
             device_flags=share.podman_flags,
+            mode=request.benchmark["mode"],
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],
             deployment_reason=deployment["reason"],
@@ -170,8 +218,8 @@ class Deployed:
         )
 
 
-def prepare(request: SweepRequest) -> Deployed:
-    """The deployment on this node, after a look at everything that was staged for it.
+def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
+    """The deployment on this node, after a look at everything that was staged for it; `host` is asked for where None.
 
     Raises:
         BerthError: a receipt does not belong to the definition of the run, or what it names is not there.
@@ -181,23 +229,41 @@ def prepare(request: SweepRequest) -> Deployed:
     dataset = _receipt(request.dataset_receipt)
     _same_model(request, model)
     wanted = request.definition["image"]["digest"]
-    if wanted and image["digest"] != wanted:
+    if wanted and wanted not in (image["digest"], image.get("index_digest")):
         raise BerthError(
             f"{request.image_receipt}: the staged image has digest {image['digest']}, but the run is defined with "
             f"{wanted}. Delete this receipt, so that the image is staged again."
         )
     network = Network(**request.platform_settings["network"])
     check_certificates(network.ca_bundle, f"config/platforms/{request.platform}.yaml")
+    require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
     dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
     for path, receipt in ((model_dir, request.model_receipt), (dataset_path, request.dataset_receipt)):
         if not path.exists():
             raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
-    scratch = Path(request.platform_settings["scratch_dir"]).expanduser().absolute() / "berth" / request.id.key
-    scratch.mkdir(parents=True, exist_ok=True)
+    scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
+    scratch = scratch_dir / "berth" / request.id.key
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BerthError(
+            f"config/platforms/{request.platform}.yaml: paths.scratch: {scratch} cannot be made on "
+            f"{socket.gethostname()}: {error.strerror}. On a disk that users share, put "
+            "$USER into the path, so that it is a folder of your own."
+        ) from None
+    host = host or Host.here(request.platform_settings, request.platform)
+    ensure_loaded(
+        image,
+        receipt_path=request.image_receipt,
+        scratch_dir=scratch_dir,
+        env=host.environ,
+        program=host.podman,
+    )
     logs = Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
-    return Deployed(request, load_recipe(Path(request.recipe_file)), image, model_dir, dataset_path, scratch, logs)
+    recipe = load_recipe(Path(request.recipe_file))
+    return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs)
 
 
 def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:
@@ -235,6 +301,7 @@ def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
         )
 
 
-def _container_name(request: SweepRequest) -> str:
+def _container_name(request: SweepRequest, token: str) -> str:
+    # The job for people, and of the token what makes the name unlike that of any other sweep on the node.
     job = job_id() or str(os.getpid())
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}")
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"berth-{request.experiment}-run{request.run}-{job}-{mark_of(token)}")

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from berth import leasefiles
+from berth.containers import end_containers, find_containers
 from berth.errors import BerthError
 from berth.fsio import write_json
 from berth.holder import Holder, Identity, Leftover, job_id
@@ -27,7 +28,7 @@ from berth.signals import uninterrupted
 from berth.sockets import remove_shared_memory, shared_memory_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Lease:
         *,
         pause_s: float,
         settle_s: float,
+        environ: Mapping[str, str],
     ) -> None:
         self.directory = directory
         self.generation = generation
@@ -59,6 +61,7 @@ class Lease:
         self._holder = holder
         self._pause_s = pause_s
         self._settle_s = settle_s
+        self._environ = environ
         self._lock = threading.Lock()
         self._lost = False
         self._beaten_at = _now()
@@ -104,7 +107,8 @@ class Lease:
     def end_leftovers(self, *, grace_s: float) -> list[Ended]:
         """End what earlier holders left running on this host, and only that; returns what was ended.
 
-        What they left on other hosts stays noted for a sweep that runs there.
+        A container is told as a process whose pid is 0. What they left on other hosts stays noted for a sweep that
+        runs there.
 
         Raises:
             BerthError: when a process cannot be ended.
@@ -118,17 +122,25 @@ class Lease:
                     kept.append(entry)
                 continue
             mapped = shared_memory_of(process.pid for process in find_processes(entry.token))
+            # First, because Podman then knows that it was asked, and removes what it keeps of them.
+            names = end_containers(entry.podman, entry.token, self._environ, grace_s=grace_s)
+            ended += [Ended(0, name, "TERM") for name in names]
             ended += end_processes(entry.token, grace_s=grace_s)
             remove_shared_memory({**entry.shared_memory, **mapped})
         self._rewrite(leftovers=tuple(kept))
         return ended
+
+    def end_containers(self, *, grace_s: float) -> None:
+        """End the containers of this sweep that its server and its client have left."""
+        end_containers(self._holder.podman, self._holder.token, self._environ, grace_s=grace_s)
 
     def release(self) -> None:
         """Let the next sweep in. A server that still runs is noted for it. A lost lease is left as it is."""
         if not self._is_ours():
             return
         leftovers = self._holder.leftovers
-        if find_processes(self._holder.token):
+        holder = self._holder
+        if find_processes(holder.token) or find_containers(holder.podman, holder.token, self._environ):
             leftovers = (*leftovers, _leftover(self._holder))
         self._rewrite(released=True, leftovers=leftovers)
 
@@ -157,10 +169,15 @@ def lease(
     stale_s: float,
     poll_s: float,
     token: str,
+    podman: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
     on_wait: Callable[[Holder], None] | None = None,
     identity: Identity | None = None,
 ) -> Iterator[Lease]:
     """Hold the lease of a directory, after waiting for its present holder; `token` is that of the server to be started.
+
+    `podman` is Podman with its global options, where the server will be a container of it; it is asked in `environ`,
+    this process's environment where None.
 
     `on_wait` is called whenever there is a (new) holder to wait for. A holder on this host is dead when its process is
     gone. One on another host is dead when its heartbeat has not changed for `stale_s` seconds of this host's clock, so
@@ -178,6 +195,8 @@ def lease(
             directory,
             identity or Identity.current(),
             token=token,
+            podman=podman,
+            environ=os.environ if environ is None else environ,
             stale_s=stale_s,
             poll_s=poll_s,
             on_wait=on_wait,
@@ -214,6 +233,8 @@ def _acquire(
     identity: Identity,
     *,
     token: str,
+    podman: tuple[str, ...],
+    environ: Mapping[str, str],
     stale_s: float,
     poll_s: float,
     on_wait: Callable[[Holder], None] | None,
@@ -242,10 +263,12 @@ def _acquire(
             released=False,
             shared_memory={},
             leftovers=left,
+            podman=podman,
         )
         if leasefiles.link(directory, generation + 1, ours):
             leasefiles.clean(directory, generation + 1)
-            return Lease(directory, generation + 1, ours, previous, pause_s=stale_s / 2, settle_s=2 * poll_s)
+            times = {"pause_s": stale_s / 2, "settle_s": 2 * poll_s}
+            return Lease(directory, generation + 1, ours, previous, environ=environ, **times)
 
 
 class _Watch:
@@ -274,4 +297,4 @@ class _Watch:
 
 
 def _leftover(holder: Holder) -> Leftover:
-    return Leftover(holder.identity, holder.token, holder.shared_memory)
+    return Leftover(holder.identity, holder.token, holder.shared_memory, holder.podman)

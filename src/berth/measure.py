@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from berth.bench import settings_of
 from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
 from berth.errors import BerthError
+from berth.jobtime import ready_within_s
 from berth.launch import WORKER
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.ready import wait_until_ready
@@ -80,11 +81,17 @@ class Session:
         number: int,
         check_lease: Callable[[], None],
     ) -> Iterator[Session]:
-        """Start server and client side by side, wait until both are ready, and warm the server up."""
+        """Start server and client side by side, wait until both are ready, and warm the server up.
+
+        Raises:
+            OutOfTime: the job ends before the server can be ready.
+            ServerDied, BerthError: as serve(), wait_until_ready() and the client have it.
+        """
+        limit_s = ready_within_s(request.platform_settings["warn_s"])
         # Nobody else knows it, and it dies with the server.
         key = secrets.token_urlsafe(32)
         port = deployed.free_port()
-        launch = deployed.launch(port, key)
+        launch = deployed.launch(port, key, token)
         python, program = deployed.client(port, key, token)
         with (
             serve(
@@ -100,6 +107,7 @@ class Session:
                 vllm_command=program.argv,
                 env=python.env,
                 secret_env=python.secret_env,
+                stop=python.stop,
                 log_path=deployed.client_log,
                 mode=request.settings["client_mode"],
             ) as client,
@@ -117,6 +125,7 @@ class Session:
                 stall_s=request.settings["stall_s"],
                 request_timeout_s=_REQUEST_TIMEOUT_S,
                 poll_s=_POLL_S,
+                limit_s=limit_s,
             )
             session.instance.timeline.extend(timeline.as_json())
             client.wait_ready(should_stop=server.check)

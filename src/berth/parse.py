@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from berth._schema import check, load_yaml, nearest
 from berth.config import (
@@ -18,6 +20,8 @@ from berth.config import (
     Network,
     Platform,
     RecipeSettings,
+    Registry,
+    RuntimeSettings,
     Slurm,
     Staging,
     Store,
@@ -25,8 +29,8 @@ from berth.config import (
 )
 from berth.errors import BerthError
 
-if TYPE_CHECKING:
-    from pathlib import Path
+# Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
+_LONGEST_STORAGE = 46
 
 
 def load_config(raw: dict[str, Any], root: Path) -> Config:
@@ -103,6 +107,12 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
                 f"{file}: {scheduler}: it is only for scheduler {scheduler}, and scheduler is {value['scheduler']}. "
                 "Remove the section, or correct scheduler."
             )
+    for runtime in {"podman", "apptainer"} & set(value):
+        if value["runtime"] != runtime:
+            raise BerthError(
+                f"{file}: {runtime}: it is only for runtime {runtime}, and runtime is {value['runtime']}. "
+                "Remove the section, or correct runtime."
+            )
     return Platform(
         name=name,
         label=value["label"],
@@ -113,16 +123,35 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         runtime=value["runtime"],
         models_dir=value["paths"]["models"],
         images_dir=value["paths"].get("images", ""),
-        scratch_dir=value["paths"]["scratch"],
+        scratch_dir=_own(value["paths"]["scratch"]),
         store=Store(**value["store"]),
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
         network=_network(value["network"]) if "network" in value else None,
+        registry=Registry(**value["registry"]) if "registry" in value else None,
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
+        container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
+        modules=tuple(value.get("modules", ())),
     )
+
+
+def _runtime(value: dict[str, Any], file: str) -> RuntimeSettings:
+    storage = _own(value.get("storage", ""))
+    if len(storage) > _LONGEST_STORAGE:
+        raise BerthError(
+            f"{file}: podman.storage: {storage} has {len(storage)} characters, and Podman takes {_LONGEST_STORAGE} at "
+            "most. Choose a shorter path on a local disk."
+        )
+    return RuntimeSettings(options=tuple(value.get("options", ())), storage=storage)
+
+
+def _own(folder: str) -> str:
+    """A folder on a node's disk, which several users share: $USER and `~` are filled in."""
+    filled = folder.replace("$USER", getpass.getuser()) if "$USER" in folder else folder
+    return str(Path(filled).expanduser()) if filled.startswith("~") else filled
 
 
 def _network(value: dict[str, Any]) -> Network:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
+from berth.image_request import request_of
 from berth.jobs import Jobs
 from berth.parts import levels_of
 from berth.record import peek
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # Published sets hold one number per point: output tokens per second.
 PUBLISHED_KINDS = ("output_throughput",)
+# The files of each figure.
+FORMATS = ("pdf", "svg", "png")
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,10 @@ class Plan:
                 "host": settings.host,
                 "ports": list(settings.ports),
                 "scratch_dir": settings.scratch_dir,
+                "warn_s": settings.queue.warn_s if settings.queue else 0,
+                "modules": list(settings.modules),
+                "options": list(settings.container.options),
+                "storage": settings.container.storage,
                 "network": asdict(settings.network or Network()),
             },
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
@@ -181,6 +188,10 @@ class Plan:
             if (each.platform, each.recipe, each.version) == (platform, recipe, version):
                 return image_of(self.config, each, self.root)
         raise BerthError(f"no deployment on {platform} uses recipe {recipe} {version}.")
+
+    def image_request(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
+        """The fields of image_request.ImageRequest; empty where the image is an environment."""
+        return request_of(self.image(platform, recipe, version), recipe, self.config.platforms[platform])
 
 
 def make_plan(config: Config, root: Path) -> Plan:

@@ -7,7 +7,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from berth.published import find_figure, read_published
+from berth.published import find_figure, read_rows
 from berth.record import FIRST_REQUEST
 from berth.walltime import Estimate, from_throughput, point_seconds, start_s
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # A whole published sweep, for experiments that name no published curve.
 EXAMPLE = "beltre2025/example-run-hops"
+_RATE = "output_throughput_tok_s"
 
 
 def estimate(
@@ -65,13 +66,11 @@ def _warm_after(timeline: Iterable[dict[str, Any]]) -> float:
 def _published_curve(folder: Path, references: Sequence[str], platform: str, num_prompts: int) -> dict[int, float]:
     for reference in references:
         _, figure = find_figure(folder, reference)
-        table = read_published(figure.path)
-        table = table[(table["status"] == "ok") & table["output_throughput_tok_s"].notna()]
-        here = table[table["platform"] == platform]
-        rows = here if len(here) else table
+        measured = [row for row in read_rows(figure.path) if row["status"] == "ok" and row.get(_RATE) is not None]
         slowest: dict[int, float] = {}
-        for level, rate in zip(rows["concurrency"], rows["output_throughput_tok_s"], strict=True):
-            slowest[int(level)] = min(slowest.get(int(level), math.inf), float(rate))
+        for row in [row for row in measured if row["platform"] == platform] or measured:
+            level = row["concurrency"]
+            slowest[level] = min(slowest.get(level, math.inf), row[_RATE])
         if slowest:
             return from_throughput(slowest, num_prompts)
     raise AssertionError(f"{EXAMPLE} holds no point")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ TOKEN_VARIABLE = "BERTH_INSTANCE"  # noqa: S105 - the name of a variable, no sec
 # and with it the token of exactly the processes that hold the GPUs. This variable of setproctitle keeps it.
 TOKEN_KEEPERS = {"SPT_NOENV": "1"}
 
+_MARK_DIGITS = 8
 _KILL_LIMIT_S = 30.0
 _SCAN_S = 0.05
 
@@ -51,11 +53,17 @@ def new_token() -> str:
     return secrets.token_hex(16)
 
 
+def mark_of(token: str) -> str:
+    """What of a token stands in the names of its containers: enough that no two sweeps of a node share it."""
+    return token[:_MARK_DIGITS]
+
+
 def find_processes(token: str, *, session: int | None = None) -> list[psutil.Process]:
     """The living processes of this user that belong to the server with this token.
 
-    They are those with the token in their environment, their descendants, and the members of a session that such a
-    process leads or that is given. The caller, its ancestors and processes with another token are never among them.
+    They are those with the token in their environment, Podman's monitors of its containers, their descendants, and the
+    members of a session that such a process leads or that is given. The caller, its ancestors and processes with
+    another token are never among them.
     A `session` must be the pid of a child that is not reaped yet, so that its number cannot mean another process.
     """
     entry = f"{TOKEN_VARIABLE}={token}".encode()
@@ -70,6 +78,8 @@ def find_processes(token: str, *, session: int | None = None) -> list[psutil.Pro
         members.setdefault(leader, []).append(pid)
         if variable := _token_entry(pid):
             tokens[pid] = variable
+        elif _monitors(pid, token):
+            tokens[pid] = entry
     todo = [pid for pid, variable in tokens.items() if variable == entry]
     if session is not None:
         todo += members.get(session, [])
@@ -196,6 +206,22 @@ def _token_entry(pid: int) -> bytes | None:
         return None
     prefix = f"{TOKEN_VARIABLE}=".encode()
     return next((entry for entry in environ.split(b"\0") if entry.startswith(prefix)), None)
+
+
+def _monitors(pid: int, token: str) -> bool:
+    """Whether a process is conmon, which Podman starts for each container with its name after -n, for one of ours.
+
+    Its environment has no token. It and a container that is made but not started, of which Podman knows nothing, are
+    what a `podman run` leaves that is killed at the wrong moment.
+    """
+    try:
+        if Path(f"/proc/{pid}/comm").read_bytes() != b"conmon\n":
+            return False
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    name = words[words.index("-n") + 1] if "-n" in words[:-1] else ""
+    return re.search(rf"^berth-.*-{mark_of(token)}(-client|-trial)?$", name) is not None
 
 
 def _process(pid: int) -> psutil.Process | None:

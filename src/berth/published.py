@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from berth._schema import check, load_yaml, nearest
-from berth.columns import BY_NAME, STATUSES, frame
+from berth.columns import BY_NAME, STATUSES
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pandas as pd
 
 # The source and the note come from set.yaml, and a row cannot say that it was measured here.
 _FROM_SET = {"source", "experiment", "figure", "note"}
@@ -107,8 +105,8 @@ def find_figure(published_dir: Path, reference: str) -> tuple[PublishedSet, Publ
     return found, found.figures[name]
 
 
-def read_published(path: Path) -> pd.DataFrame:
-    """The rows of one published CSV file, with the columns of the tidy table, in the order of the file.
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of one published CSV file, with columns of the tidy table as keys, in the order of the file.
 
     `source` is "published", `experiment` the set's name and `figure` the file's name without .csv. What set.yaml says
     about the figure and its platforms fills the columns that the file leaves out.
@@ -131,7 +129,7 @@ def read_published(path: Path) -> pd.DataFrame:
             raise BerthError(f"{path}: lines {seen[key]} and {line} are the same point. Remove one.")
         seen[key] = line
         rows.append(_complete(row, described, figure))
-    return frame(rows)
+    return rows
 
 
 def _complete(row: dict[str, Any], described: PublishedSet, figure: PublishedFigure) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SAY_EVERY_S = 30.0
+MORE_TIME = "Ask for more walltime: snakemake --set-resources sweep:runtime=MINUTES."
 _REFUSED = (401, 403)
 # A request of ours that the server calls wrong stays wrong, however often it is repeated.
 _HOPELESS = (400, 404, 405, 422)
@@ -68,6 +69,12 @@ class NotReady(BerthError):  # noqa: N818 - what happened, as sweeps report it.
         super().__init__(f"{cause}\nWhat to do: {remedy}\n{tail}".rstrip())
 
 
+class OutOfTime(NotReady):
+    """The job's time does not suffice to see the server ready."""
+
+    kind = "aborted"
+
+
 class PortTaken(NotReady):
     """Another server answers on our port. A new start on another port helps."""
 
@@ -92,7 +99,8 @@ def wait_until_ready(
     Raises:
         ServerDied: at once, when its process ends.
         PortTaken: when another server answers on the port.
-        NotReady: when it stalls, refuses the completion, or reaches the limit.
+        OutOfTime: when it reaches the limit.
+        NotReady: when it stalls, or refuses the completion.
     """
     wait = _Wait(
         server,
@@ -188,9 +196,10 @@ class _Wait:
             )
         if self._limit_s is not None and elapsed_s > self._limit_s:
             raise self._not_ready(
-                f"The server was not ready {self._limit_s:g} s after its start, the limit that the job's time leaves; "
+                f"The server was not ready {self._limit_s:.4g} s after its start, all that the job's time leaves; "
                 f"its last progress ({self._moved_by}) was {now - self._moved_at:.0f} s ago. Seen last: {self._seen}.",
-                "Ask for more walltime, or stage the model nearer to the node.",
+                f"{MORE_TIME} Or stage the model nearer to the node.",
+                OutOfTime,
             )
         if now - self._said_at > _SAY_EVERY_S:
             self._said_at = now
@@ -275,11 +284,11 @@ class _Wait:
             "Start again: another port is chosen. If it happens often, give the platform a range of ports of its own.",
         )
 
-    def _not_ready(self, cause: str, remedy: str) -> NotReady:
+    def _not_ready(self, cause: str, remedy: str, kind: type[NotReady] = NotReady) -> NotReady:
         text = read_log(self._server.log_path, start=self._server.log_start)
         tail = "\n".join(text.splitlines()[-20:])
         secrets = (*self._server.launch.secret_env.values(), self._api_key)
-        return NotReady(redact(cause, secrets), remedy, tail=f"Log: {self._server.log_path}\n{redact(tail, secrets)}")
+        return kind(redact(cause, secrets), remedy, tail=f"Log: {self._server.log_path}\n{redact(tail, secrets)}")
 
 
 def _model_names(answer: Any) -> list[str]:

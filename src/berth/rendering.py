@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from berth.bench import bench_argv, settings_of
 from berth.container import Container, Mount
+from berth.errors import BerthError
 from berth.gpus import shares_node
 from berth.image import default_cache_dir, environment_folder
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
+from berth.references import archive_name, sif_name
 from berth.resolve import Resolved, client_container, resolve
 from berth.shelltext import variable, words
 from berth.spec import Definition, define, site_of
@@ -96,16 +98,18 @@ class Rendering:
 
     @property
     def image_path(self) -> Path:
-        """The environment or the SIF that the command runs from; for Podman, whose storage is its own, the folder."""
+        """The environment or the SIF that the command runs from; for Podman what its nodes load."""
         folder = self._path(self.platform.images_dir) if self.platform.images_dir else default_cache_dir()
         image = self.recipe.image(self.deployment.version, self.platform.accelerator.kind)
         if image.kind == "environment":
             return environment_folder(read_lock(LOCKS / image.lock), image.package, folder, self.python)
-        if self.platform.runtime == "podman":
-            return folder
-        name, _, tag = image.reference.rpartition("/")[2].partition(":")
-        digest = image.digest.removeprefix("sha256:")[:12]
-        return folder / ("-".join(filter(None, (name, tag, digest))) + ".sif")
+        name = archive_name if self.platform.runtime == "podman" else sif_name
+        return folder / name(image.reference, image.digest)
+
+    @property
+    def mode(self) -> str | None:
+        """The mode of the benchmarks that measure the deployment; renderings() sees that it is one."""
+        return next((use.benchmark["mode"] for use in self.uses), None)
 
     @cached_property
     def server(self) -> Resolved:
@@ -128,6 +132,7 @@ class Rendering:
             files_dir=self.folder / "files",
             name=NAME,
             device=platform.accelerator.name,
+            mode=self.mode,
             site=site_of(platform, self.recipe.name),
             deployment_args=deployment.args,
             deployment_env=deployment.env,
@@ -191,7 +196,7 @@ def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str,
     `root` is the working directory; `python` is the version that environments are built with.
 
     Raises:
-        BerthError: recipe and deployment do not go together.
+        BerthError: recipe and deployment do not go together, or a deployment is used in two modes.
     """
     platform = config.platforms[config.platform]
     uses: dict[str, list[Use]] = {}
@@ -205,6 +210,14 @@ def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str,
             if deployment.platform == platform.name:
                 definition = define(config, deployment, benchmark, root, allow_unpinned=True)
                 uses.setdefault(name, []).append(Use(experiment, asdict(benchmark), dataset, definition))
+    for name, found in uses.items():
+        modes = {use.benchmark["mode"]: use.experiment.name for use in found}
+        if len(modes) > 1:
+            told = " and ".join(f"{experiment} ({mode or 'no mode'})" for mode, experiment in modes.items())
+            raise BerthError(
+                f"config/config.yaml: {name} is measured in different modes by {told}, so that its server has no one "
+                "command. Choose one with select, or give each its own deployment."
+            )
     return {
         name: Rendering(
             deployment=config.deployments[name],

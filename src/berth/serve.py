@@ -6,18 +6,20 @@ import atexit
 import contextlib
 import logging
 import os
-import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from berth import sockets
+from berth.checkup import ask
+from berth.containers import tell_failed_stop
 from berth.diagnose import diagnose
 from berth.errors import BerthError
 from berth.processes import TOKEN_VARIABLE, end_processes, find_processes, spawn
 from berth.signals import uninterrupted
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PORT_FREE_S = 10.0
+_STOP_PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -182,23 +185,7 @@ class Server:
     def _run_stop(self, command: tuple[str, ...], grace_s: float) -> None:
         # The token must not be in it, or the command would count as a process of the server.
         env = {name: value for name, value in self.launch.env.items() if name != TOKEN_VARIABLE}
-        try:
-            result = subprocess.run(
-                command,
-                env=env,
-                cwd=self.launch.cwd,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=grace_s + 20,
-                start_new_session=True,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            logger.warning("Stopping the server by %s failed: %s", command[0], error)
-            return
-        if result.returncode != 0:
-            message = result.stderr.decode(errors="replace").strip()
-            logger.info("%s ended with exit code %d: %s", " ".join(command[:2]), result.returncode, message)
+        tell_failed_stop(command, ask(*command, environ=env, timeout_s=grace_s + _STOP_PATIENCE_S))
 
 
 @contextlib.contextmanager

@@ -65,7 +65,7 @@ def define(
             f"{where}.recipe: {deployment.recipe} has no benchmark client, so that nothing can be measured with it. "
             "Measure the server behind it, or leave its experiments out with select; `render` shows how it is started."
         )
-    decision = decide_for(recipe, deployment, platform)
+    decision = decide_for(recipe, deployment, platform, benchmark.mode)
     image = _image(recipe, deployment, platform)
     full = {
         "schema": SPEC_SCHEMA,
@@ -96,6 +96,8 @@ def define(
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
             "client": "vllm-bench",
+            # Left out where there is none, so that older points keep their definition.
+            **({"mode": benchmark.mode} if benchmark.mode else {}),
         },
     }
     return Definition(sha256_text(canonical_json(full))[:_ID_DIGITS], full, image)
@@ -108,14 +110,15 @@ def site_of(platform: Platform, recipe: str) -> Site:
     return at_site(site, platform.network) if platform.network else site
 
 
-def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform) -> Decision:
-    """The settings of a deployment on its platform."""
+def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform, mode: str | None) -> Decision:
+    """The settings of a deployment on its platform, for a benchmark's mode."""
     return decide(
         recipe,
         accelerator=platform.accelerator.kind,
         version=deployment.version,
         platform_name=platform.name,
         device=platform.accelerator.name,
+        mode=mode,
         site=site_of(platform, recipe.name),
         deployment_args=deployment.args,
         deployment_env=deployment.env,

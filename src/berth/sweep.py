@@ -18,8 +18,9 @@ from berth.processes import new_token
 from berth.progress import SweepProgress, span
 from berth.ready import PortTaken
 from berth.recording import Instance, failure_of, no_client, point_record, wall_since
+from berth.runtime import Host
 from berth.serve import ServerDied
-from berth.signals import announce, terminate_as_exception
+from berth.signals import announce, terminate_as_exception, uninterrupted
 from berth.spool import Spool
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def _sweep(request: SweepRequest) -> None:
     spool = Spool(Path(request.results), request.id)
     stale_s = request.settings["lease_stale_s"]
     token = new_token()
+    host = Host.here(request.platform_settings, request.platform)
     with lease(
         spool.folder,
         heartbeat_s=stale_s / _HEARTBEATS_PER_STALE,
@@ -93,15 +95,24 @@ def _sweep(request: SweepRequest) -> None:
         poll_s=1.0,
         on_wait=lambda holder: logger.info("waiting for the sweep that holds %s: %s", request.id.key, holder),
         token=token,
+        podman=host.podman,
+        environ=host.environ,
     ) as held:
         for ended in held.end_leftovers(grace_s=request.settings["stop_grace_s"]):
-            logger.warning("ended what a dead sweep of this run had left: %s (pid %d)", ended.name, ended.pid)
+            what = f"{ended.name} (pid {ended.pid})" if ended.pid else f"container {ended.name}"
+            logger.warning("ended what a dead sweep of this run had left: %s", what)
         missing = spool.missing(request.levels)
         if not missing:
             logger.info("%s: nothing is missing", request.id.key)
             return
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
-        _Sweep(request, spool, held, token, prepare(request)).run(missing)
+        deployed = prepare(request, host)
+        try:
+            deployed.check_node(token)
+            _Sweep(request, spool, held, token, deployed).run(missing)
+        finally:
+            with uninterrupted():
+                held.end_containers(grace_s=request.settings["stop_grace_s"])
 
 
 @dataclass

@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from berth.columns import BY_NAME, COLUMNS, LATENCIES, POINT_KEY, STATISTICS, arrow_schema, frame
+from berth.columns import BY_NAME, COLUMNS, LATENCIES, POINT_KEY, STATISTICS
 from berth.errors import BerthError
+from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
 from berth.record import read_record, result_value
 
@@ -108,7 +109,7 @@ def read_tidy(path: Path) -> pd.DataFrame:
         else:
             table = pd.read_csv(
                 path,
-                dtype={column.name: column.dtype for column in COLUMNS},
+                dtype={column.name: dtype_of(column) for column in COLUMNS},
                 float_precision="round_trip",
                 keep_default_na=False,
                 na_values=[""],

@@ -22,6 +22,10 @@ OUTPUT_TOKENS_PER_PROMPT = 182.0
 # Published runs of one point differ by up to a fourth (405B at 512: 1225 and 1527 tokens/s), and a server that dies
 # starts once more. Half as much again covers both in any sweep that is longer than its start.
 SAFETY = 1.5
+# A job begins with two nested starts of Snakemake: 8 s on an idle node, and more where Python is on a slow file system.
+JOB_START_S = 60.0
+# sbatch(1), --signal: the warning may come up to a minute earlier than asked for.
+WARNING_EARLY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Estimate:
     points_s: Mapping[int, float]
 
     def job_s(self, levels: Iterable[int], warn_s: float) -> float:
-        """Seconds to ask a scheduler for: start and points with a margin, and the warning before the end."""
-        return SAFETY * (self.start_s + sum(self.points_s[level] for level in levels)) + warn_s
+        """Seconds to ask a scheduler for: server and points with a margin, the job's own start, and its warned end."""
+        work_s = SAFETY * (self.start_s + sum(self.points_s[level] for level in levels))
+        return JOB_START_S + work_s + WARNING_EARLY_S + warn_s
 
     def job_minutes(self, levels: Iterable[int], warn_s: float) -> int:
         """The same in whole minutes, which is what schedulers count in."""
@@ -105,8 +110,9 @@ def split(
             raise BerthError(
                 f"{key}: {max_minutes} minutes are too short for {where} at concurrency {level}: the start of the "
                 f"server ({estimate.start_s / 60:.1f} min) and this point ({estimate.points_s[level] / 60:.1f} min), "
-                f"times {SAFETY:g} for safety, with {warn_s:g} s of warning, need {alone} minutes. Raise it if the "
-                "site allows longer jobs, take another partition, or measure fewer prompts or no such low concurrency."
+                f"times {SAFETY:g} for safety, with {JOB_START_S:g} s before and {warn_s + WARNING_EARLY_S:g} s of "
+                f"warning after, need {alone} minutes. Raise it if the site allows longer jobs, take another "
+                "partition, or measure fewer prompts or no such low concurrency."
             )
         if parts and estimate.job_minutes([*parts[-1], level], warn_s) <= max_minutes:
             parts[-1].append(level)

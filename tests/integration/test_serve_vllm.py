@@ -81,12 +81,13 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def launch(model: Path, cache: Path, *, one_process: bool = True, key: str = KEY) -> Launch:
+def launch(model: Path, folder: Path, *, one_process: bool = True, key: str = KEY) -> Launch:
     python = environment_python()
     port = free_port("127.0.0.1", 20000, 29999)
     env = {
         "PATH": f"{python.parent}:{os.environ['PATH']}",
-        "HOME": str(cache),
+        # One for all servers of this file: what vLLM looks up about the model's class costs each new home many seconds.
+        "HOME": str(model.parent),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -101,7 +102,7 @@ def launch(model: Path, cache: Path, *, one_process: bool = True, key: str = KEY
         argv=("vllm", "serve", str(model), "--served-model-name", "tiny", "--port", str(port), *options),
         env=env,
         secret_env={"VLLM_API_KEY": key},
-        cwd=cache,
+        cwd=folder,
         host="127.0.0.1",
         port=port,
         served_model="tiny",

@@ -1,9 +1,9 @@
-"""A private Slurm for the session, and what happened to four runs of one experiment on it."""
+"""A private Slurm for the session."""
 
 from __future__ import annotations
 
+import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,17 @@ import pytest
 # The workspace of the workflow's tests; test files are no package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 
-from slurm_cluster import INSTALL, PROGRAMS, Slurm, missing_programs
+from slurm_cluster import INSTALL, PROGRAMS, Slurm, folder_for_slurm, missing_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell without job control starts what it puts into the background with SIGINT ignored, which is inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +31,19 @@ def slurm() -> Iterator[Slurm]:
     missing = missing_programs(*PROGRAMS)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}. {INSTALL}")
-    # Not pytest's own folder, which is closed to others: munge refuses it.
-    with tempfile.TemporaryDirectory(prefix="berth-slurm-") as folder:
-        cluster = Slurm.start(Path(folder))
+    with folder_for_slurm() as folder:
+        cluster = Slurm.start(folder)
+        yield cluster
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def accounted() -> Iterator[Slurm]:
+    """Two nodes, with accounting by slurmdbd: the account `research` is ours, `others` is not, nor any other QOS."""
+    missing = missing_programs(*PROGRAMS, "slurmdbd", "mariadbd", "mariadb-install-db")
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}. {INSTALL} slurmdbd mariadb-server")
+    with folder_for_slurm() as folder:
+        cluster = Slurm.start(folder, nodes=2, accounting=True)
         yield cluster
         cluster.stop()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# down.sh DIR -- cancels every job of the private Slurm in DIR and stops its daemons by the process ids that up.sh noted.
+# down.sh DIR -- cancels every job of the private Slurm in DIR and ends its daemons by the process ids that up.sh noted.
 set -uo pipefail
 dir=$(cd "$1" && pwd) || exit 1
 export SLURM_CONF="$dir/conf/slurm.conf"
@@ -11,27 +11,14 @@ if [ -f "$dir/pid/slurmctld" ] && scontrol ping 2>/dev/null | grep -q "is UP"; t
         sleep 0.1
     done
 fi
-
-stop() { # NAME...: TERM, up to three seconds, KILL
-    local name pid
-    for name; do
-        [ ! -f "$dir/pid/$name" ] || kill -TERM "$(cat "$dir/pid/$name")" 2>/dev/null
-    done
-    for name; do
-        [ -f "$dir/pid/$name" ] || continue
-        pid=$(cat "$dir/pid/$name")
-        for _ in $(seq 1 30); do
-            kill -0 "$pid" 2>/dev/null || break
-            sleep 0.1
-        done
-        kill -KILL "$pid" 2>/dev/null
-        rm -f "$dir/pid/$name"
-    done
-}
-stop $(cd "$dir/pid" && ls -d slurmd-* 2>/dev/null)
-stop slurmctld
-stop slurmdbd
-stop mariadbd
-stop munged
-rmdir /sys/fs/cgroup/freezer/slurm_node* 2>/dev/null
+# Nothing of their state is needed again, and asked to end they take seconds.
+for file in "$dir"/pid/*; do
+    [ -f "$file" ] || continue
+    kill -KILL "$(cat "$file")" 2>/dev/null
+    case $file in */slurmd-*) nodes="${nodes:-} ${file##*/slurmd-}" ;; esac
+    rm -f "$file"
+done
+for node in ${nodes:-}; do
+    rmdir "/sys/fs/cgroup/freezer/slurm_$node" 2>/dev/null
+done
 true

@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
@@ -21,6 +22,9 @@ from workspace import Workspace, wait_until
 from berth.fsio import write_json
 from berth.pins import read_lock
 from berth.spec import LOCKS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -32,6 +36,13 @@ def missing_programs(*names: str) -> list[str]:
     """Programs that are not installed."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     return [name for name in names if shutil.which(name, path=path) is None]
+
+
+@contextlib.contextmanager
+def folder_for_slurm() -> Iterator[Path]:
+    """A folder for a cluster. It is not pytest's own, which is closed to others: munge refuses that."""
+    with tempfile.TemporaryDirectory(prefix="berth-slurm-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def free_ports() -> int:
@@ -56,9 +67,10 @@ class Slurm:
     path: Path
 
     @classmethod
-    def start(cls, path: Path, *, nodes: int = 4, accounting: bool = False) -> Slurm:
-        """Bring it up, with four GPUs on each node."""
+    def start(cls, path: Path, *, nodes: int = 4, accounting: bool = False, owner: int | None = None) -> Slurm:
+        """Bring it up, with four GPUs on each node; it goes when its owner (this process) has gone."""
         environment = {**os.environ, "SLURM_BASE_PORT": str(free_ports()), "WITH_DBD": str(int(accounting))}
+        environment["SLURM_OWNER"] = str(os.getpid() if owner is None else owner)
         environment["PATH"] += ":/usr/sbin:/sbin"
         subprocess.run([HERE / "up.sh", path, str(nodes), "4"], env=environment, check=True)
         return cls(path)
@@ -90,6 +102,16 @@ class Slurm:
             assert match, comment
             found[int(match[1])] = job
         return found
+
+    def times_of(self, job: str) -> tuple[str, str]:
+        """When a job started and ended; Slurm writes times so that they sort."""
+        shown = self("scontrol", "show", "job", job)
+        start, end = (re.search(rf"\b{word}Time=(\S+)", shown)[1] for word in ("Start", "End"))  # type: ignore[index]
+        return start, end
+
+    def shorten(self, job: str) -> None:
+        """Give a job one minute in all, the least that Slurm knows."""
+        self("scontrol", "update", f"JobId={job}", "TimeLimit=1")
 
     def node_of(self, job: str) -> str:
         """The node on which a job runs."""
@@ -127,7 +149,7 @@ class SlurmWorkspace(Workspace):
         self = cls(Workspace.create(path).path, cluster)
         self.change_profile(
             # The private cluster keeps no accounting, and its jobs take seconds.
-            **{"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 9, "latency-wait": 15}
+            **{"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 3, "latency-wait": 15}
         )
         self.change_platform(
             runtime="process",
@@ -152,6 +174,17 @@ class SlurmWorkspace(Workspace):
         value["slurm"].update(changes)
         path.write_text(yaml.safe_dump(value))
 
+    def use_vllm(self, *, runs: int, levels: Sequence[int] = (1, 2)) -> None:
+        """Let the experiment `local` run on the cluster, with the real vLLM on the CPU."""
+        self.change_platform(accelerator={"kind": "cpu", "name": "CPU", "per_node": 1})
+
+        def change(config: dict[str, Any]) -> None:
+            config["deployments"] = {"tiny-local": {**config["deployments"]["tiny-local"], "platform": "hops"}}
+            config["benchmarks"]["demo"].update(concurrency=list(levels))
+            config["experiments"] = {"local": {**config["experiments"]["local"], "runs": runs}}
+
+        self.configure(change)
+
     def command(self, *arguments: str) -> list[str]:
         """The command line of a user of the cluster."""
         return [str(Path(sys.executable).with_name("snakemake")), "--profile", "profiles/hops", *arguments]
@@ -170,6 +203,59 @@ def _edit(path: Path, changes: dict[str, Any]) -> None:
     value = yaml.safe_load(path.read_text())
     value.update(changes)
     path.write_text(yaml.safe_dump({key: each for key, each in value.items() if each is not None}, sort_keys=False))
+
+
+def by_run(records: Iterable[str]) -> dict[int, list[int]]:
+    """Levels by run, from keys of points."""
+    found: dict[int, list[int]] = {}
+    for key in records:
+        run, level = re.search(r"/run(\d+)/c(\d+)$", key).groups()  # type: ignore[union-attr]
+        found.setdefault(int(run), []).append(int(level))
+    return {run: sorted(levels) for run, levels in found.items()}
+
+
+def servers(workspace: SlurmWorkspace, after: float = 0.0) -> list[list[str]]:
+    """Command lines of the servers and clients of the stand-in that run, and were started after a time."""
+    found = []
+    for process in workspace.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if str(workspace.path / "standin/bin/vllm") in process.cmdline() and process.create_time() > after:
+                found.append(process.cmdline())
+    return found
+
+
+def set_standin(workspace: SlurmWorkspace, **runs: Iterable[int]) -> None:
+    """Say which runs the stand-in holds in their second point (`hold`), and whose server is deaf (`stubborn`)."""
+    for word, wanted in runs.items():
+        for path in (workspace.path / "standin/bin").glob(f"{word}-run*"):
+            path.unlink()
+        for run in wanted:
+            (workspace.path / f"standin/bin/{word}-run{run}").touch()
+
+
+def in_second_point(workspace: SlurmWorkspace, runs: Iterable[int], after: float = 0.0) -> bool:
+    """Whether the second point of each of these runs is being measured."""
+    busy = {
+        int(run)
+        for command in map(" ".join, servers(workspace, after))
+        if "--max-concurrency 2 " in command
+        for run in re.findall(r"/run(\d+)", command)
+    }
+    return busy >= set(runs)
+
+
+@contextlib.contextmanager
+def started(workspace: SlurmWorkspace) -> Iterator[subprocess.Popen[bytes]]:
+    """Snakemake in the background; it and what it printed are shown when the block fails."""
+    running = workspace.start("points")
+    try:
+        yield running
+    except BaseException:
+        print(workspace.output()[-6000:])
+        raise
+    finally:
+        running.kill()
+        running.wait()
 
 
 def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None:
@@ -200,7 +286,9 @@ def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None
         },
     )
     (results / "staged/tiny-llama").mkdir(parents=True)
-    source = {"repo": "berth/tiny-llama"}
+    # As the generator tells it: the seed, and the defaults of what the model's file leaves out.
+    shape = {"seed": 0, "vocab_size": 4096, "hidden_size": 128, "layers": 2}
+    source = {"repo": "berth/tiny-llama", "shape": shape}
     write_json(results / "staged/hops/tiny-llama.json", {"source": source, "dest": str(results / "staged/tiny-llama")})
     write_json(results / "datasets/sharegpt-like-short/receipt.json", {"path": "receipt.json"})
 
@@ -208,6 +296,6 @@ def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None
         config["deployments"]["tiny-local"].update(platform="hops", tensor_parallel=4)
         config["benchmarks"]["demo"].update(num_prompts=8, concurrency=levels, warm_up_prompts=0)
         config["experiments"] = {"local": {**config["experiments"]["local"], "runs": runs}}
-        config["sweep"] = {**config["sweep"], "client_mode": "process", "stop_grace_s": 3}
+        config["sweep"] = {**config["sweep"], "client_mode": "process", "stop_grace_s": 3, "point_stall_s": 600}
 
     workspace.configure(change)

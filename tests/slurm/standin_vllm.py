@@ -1,7 +1,8 @@
 """A stand-in for the `vllm` program, for tests in which scheduler and workflow are real and vLLM would add nothing.
 
 `serve` answers as a server that is ready. `bench serve` sends nothing: it sleeps, and writes a result of the form of
-vLLM's client. A file `hold-runN` beside this one keeps the point at concurrency 2 of run N going until it is removed.
+vLLM's client. A file `hold-runN` beside this one keeps the point at concurrency 2 of run N going until it is removed; a
+file `stubborn-runN` makes the server of run N deaf to TERM.
 The real program runs in test_slurm_vllm.py.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -61,15 +63,25 @@ def options(words: list[str]) -> dict[str, str]:
     return found
 
 
+def run_of(folder: Path) -> str:
+    """The part of a path that names the run, such as run1."""
+    return next(part for part in folder.parts if part.startswith("run") and part[3:].isdigit())
+
+
 def serve(given: dict[str, str]) -> None:
+    # As vLLM does; a first process of a container that does not say so is deaf to it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     Handler.served = given["served-model-name"]
+    # Its working directory is the scratch of its run.
+    if (HERE / f"stubborn-{run_of(Path.cwd())}").exists():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     http.server.ThreadingHTTPServer((given["host"], int(given["port"])), Handler).serve_forever()
 
 
 def bench(given: dict[str, str]) -> None:
     concurrency, prompts = int(given["max-concurrency"]), int(given["num-prompts"])
     folder = Path(given["result-dir"])
-    run = next(part for part in folder.parts if part.startswith("run") and part[3:].isdigit())
+    run = run_of(folder)
     begin = time.monotonic()
     time.sleep(POINT_S)
     while concurrency == HELD_LEVEL and (HERE / f"hold-{run}").exists():

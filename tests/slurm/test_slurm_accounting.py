@@ -1,38 +1,62 @@
-"""A sweep on a real Slurm with accounting by slurmdbd, where a job's state is asked of sacct as in profiles/hops."""
+"""Two runs on a real Slurm with accounting by slurmdbd, where a job's state is asked of sacct as in profiles/hops."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from slurm_cluster import INSTALL, PROGRAMS, Slurm, SlurmWorkspace, missing_programs, use_standin
+from slurm_cluster import (
+    Slurm,
+    SlurmWorkspace,
+    by_run,
+    in_second_point,
+    servers,
+    set_standin,
+    started,
+    use_standin,
+    wait_until,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slurmdbd, pytest.mark.workflow]
 
-
-@pytest.fixture
-def accounted() -> Iterator[Slurm]:
-    """One node, with accounting."""
-    missing = missing_programs(*PROGRAMS, "slurmdbd", "mariadbd", "mariadb-install-db")
-    if missing:
-        pytest.skip(f"not installed: {', '.join(missing)}. {INSTALL} slurmdbd mariadb-server")
-    with tempfile.TemporaryDirectory(prefix="berth-slurm-") as folder:
-        cluster = Slurm.start(Path(folder), nodes=1, accounting=True)
-        yield cluster
-        cluster.stop()
+UNTOUCHED, KILLED = RUNS = (1, 2)
+LEVELS = [1, 2]
 
 
-def test_states_come_from_sacct(accounted: Slurm, tmp_path: Path) -> None:
-    """With accounting the profile needs no change: the job's end is seen by sacct, which knows the job afterwards."""
+def states(cluster: Slurm) -> list[str]:
+    """What the accounting knows of the jobs: state, nodes, account, partition and QOS, the oldest first."""
+    fields = "--format=State,AllocNodes,Account,Partition,QOS"
+    return cluster("sacct", "-X", "-n", "-P", "--starttime=now-1hour", fields).splitlines()
+
+
+def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path) -> None:
+    """Two runs side by side in the account of the platform file; one is killed by its walltime, and then resumed.
+
+    Its server is deaf to TERM, so that the sweep that was warned cannot end in time: Slurm kills everything.
+    """
     workspace = SlurmWorkspace.on(accounted, tmp_path / "workspace")
     workspace.change_profile(**{"slurm-status-command": "sacct"})
-    use_standin(workspace, runs=1, levels=[1])
+    use_standin(workspace, runs=len(RUNS), levels=LEVELS)
+    workspace.configure(lambda config: config["sweep"].update(stop_grace_s=300))
+    workspace.change_queue(account="research", partition="batch", qos="normal", warn_s=45)
+    set_standin(workspace, hold=[KILLED], stubborn=[KILLED])
+    with started(workspace) as running:
+        wait_until(lambda: in_second_point(workspace, [KILLED]), "the second point of run 2")
+        assert set(accounted.jobs()) == set(RUNS) or by_run(workspace.spooled())[UNTOUCHED] == LEVELS
+        accounted.shorten(accounted.jobs()[KILLED])
+        assert running.wait() == 1
+    assert "SLURM status is: 'TIMEOUT" in workspace.output()
+    assert servers(workspace) == []
+    assert by_run(workspace.points()) == {UNTOUCHED: LEVELS}
+    assert by_run(workspace.spooled())[KILLED] == LEVELS[:1]
+    assert sorted(states(accounted)) == ["COMPLETED|1|research|batch|normal", "TIMEOUT|1|research|batch|normal"]
+
+    kept = next(workspace.path.glob(f"results/spool/**/run{KILLED}/c1.json")).read_bytes()
+    set_standin(workspace, hold=(), stubborn=())
     workspace.run("points")
-    assert len(workspace.points()) == 1
-    states = accounted("sacct", "-X", "-n", "-P", "--starttime=now-1hour", "--format=State,AllocNodes").split()
-    assert states == ["COMPLETED|1"]
+    assert by_run(workspace.points()) == dict.fromkeys(RUNS, LEVELS)
+    assert next(workspace.path.glob(f"results/points/**/run{KILLED}/c1.json")).read_bytes() == kept
+    assert len(states(accounted)) == len(RUNS) + 1

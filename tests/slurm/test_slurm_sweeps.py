@@ -6,23 +6,28 @@ nothing to what is tested here; test_slurm_vllm.py has the real one.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import re
+import shlex
 import signal
+import subprocess
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
-import psutil
 import pytest
-from slurm_cluster import Slurm, SlurmWorkspace, use_standin, wait_until
-
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-    from pathlib import Path
-
+from slurm_cluster import (
+    Slurm,
+    SlurmWorkspace,
+    by_run,
+    in_second_point,
+    servers,
+    set_standin,
+    started,
+    use_standin,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.slurm, pytest.mark.workflow]
 
@@ -45,57 +50,6 @@ class Storm:
     servers_left: list[list[str]] = field(default_factory=list)
 
 
-def by_run(records: dict[str, Path]) -> dict[int, list[int]]:
-    """Levels by run."""
-    found: dict[int, list[int]] = {}
-    for key in records:
-        run, level = re.search(r"/run(\d+)/c(\d+)$", key).groups()  # type: ignore[union-attr]
-        found.setdefault(int(run), []).append(int(level))
-    return {run: sorted(levels) for run, levels in found.items()}
-
-
-def servers(workspace: SlurmWorkspace, after: float = 0.0) -> list[list[str]]:
-    """Command lines of the servers and clients of the stand-in that run, and were started after a time."""
-    found = []
-    for process in workspace.processes():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if str(workspace.path / "standin/bin/vllm") in process.cmdline() and process.create_time() > after:
-                found.append(process.cmdline())
-    return found
-
-
-def hold(workspace: SlurmWorkspace, *runs: int) -> None:
-    """Let the second point of these runs go on until `release`, and that of the others end."""
-    for run in RUNS:
-        path = workspace.path / f"standin/bin/hold-run{run}"
-        path.touch() if run in runs else path.unlink(missing_ok=True)
-
-
-def in_second_point(workspace: SlurmWorkspace, runs: tuple[int, ...], after: float = 0.0) -> bool:
-    """Whether the second point of each of these runs is being measured."""
-    busy = {
-        int(run)
-        for command in map(" ".join, servers(workspace, after))
-        if "--max-concurrency 2 " in command
-        for run in re.findall(r"/run(\d+)", command)
-    }
-    return busy >= set(runs)
-
-
-@contextlib.contextmanager
-def started(workspace: SlurmWorkspace) -> Iterator[subprocess.Popen[bytes]]:
-    """Snakemake in the background; it and what it printed are shown when the block fails."""
-    running = workspace.start("points")
-    try:
-        yield running
-    except BaseException:
-        print(workspace.output()[-6000:])
-        raise
-    finally:
-        running.kill()
-        running.wait()
-
-
 @pytest.fixture(scope="module")
 def storm(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Storm:
     """One call of Snakemake for four runs, in the middle of which three of the jobs are ended."""
@@ -103,14 +57,14 @@ def storm(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Storm:
     use_standin(workspace, runs=len(RUNS), levels=LEVELS)
     workspace.change_queue(warn_s=45)
     held = (CANCELLED, OUT_OF_TIME, NODE_DIED)
-    hold(workspace, *held)
+    set_standin(workspace, hold=held)
     happened = Storm(slurm, workspace, workspace.planned("points"))
     with started(workspace) as running:
         wait_until(lambda: len(slurm.jobs()) == len(RUNS), "four jobs")
         happened.jobs = slurm.jobs()
         happened.shown = {run: slurm("scontrol", "show", "job", "-d", job) for run, job in happened.jobs.items()}
         wait_until(lambda: in_second_point(workspace, held), "three second points")
-        slurm("scontrol", "update", f"JobId={happened.jobs[OUT_OF_TIME]}", "TimeLimit=1")
+        slurm.shorten(happened.jobs[OUT_OF_TIME])
         slurm("scancel", happened.jobs[CANCELLED])
         node = slurm.node_of(happened.jobs[NODE_DIED])
         slurm.kill_node(node, happened.jobs[NODE_DIED])
@@ -133,8 +87,9 @@ def test_job_asks_for_nodes_gpus_and_time(storm: Storm) -> None:
     for shown in storm.shown.values():
         assert re.search(r"NumNodes=1(-1)? ", shown)
         assert "gres:gpu:4" in shown
-        # A start of 460 s and points of 28, 21 and 18 s (by the published example), times 1.5, and 45 s of warning.
-        assert "TimeLimit=00:14:00" in shown
+        # A start of 460 s and points of 28, 21 and 18 s (by the published example), times 1.5; 60 s before them, and
+        # 45 s of warning that may come 60 s early.
+        assert "TimeLimit=00:16:00" in shown
         assert re.search(r"OverSubscribe=NO|Exclusive=NODE", shown)
 
 
@@ -160,9 +115,9 @@ def test_sweep_is_told_to_end_and_stops_cleanly(storm: Storm, run: int) -> None:
     assert "concurrency 4: point" not in log
 
 
-def test_job_that_was_warned_ends_before_its_time(storm: Storm) -> None:
-    """The job whose time ran out ended by itself, and did not wait for Slurm to kill it."""
-    assert "JobState=FAILED" in storm.shown_after[OUT_OF_TIME]
+def test_slurm_knows_how_each_job_ended(storm: Storm) -> None:
+    """The job whose time ran out ended by itself (TIMEOUT where Slurm looked late), the others as they were ended."""
+    assert re.search("JobState=(FAILED|TIMEOUT)", storm.shown_after[OUT_OF_TIME])
     assert "JobState=CANCELLED" in storm.shown_after[CANCELLED]
     assert "JobState=NODE_FAIL" in storm.shown_after[NODE_DIED]
 
@@ -182,7 +137,7 @@ def test_interrupt_and_resume(storm: Storm) -> None:
     """Ctrl-C ends jobs and servers; the next call measures only what is missing, in as many jobs as the site allows.
 
     The durations in the accepted records are made long here, so that the prediction from earlier records is seen to
-    count: two points then fit into a job of 40 minutes, and three do not.
+    count: two points then fit into a job of 42 minutes, and three do not.
     """
     workspace, cluster = storm.workspace, storm.cluster
     unfinished = (CANCELLED, OUT_OF_TIME, NODE_DIED)
@@ -193,21 +148,22 @@ def test_interrupt_and_resume(storm: Storm) -> None:
         record = json.loads(path.read_text())
         record["wall"]["duration_s"] = 600.0
         path.write_text(json.dumps(record))
-    workspace.change_queue(max_minutes=40)
+    workspace.change_queue(max_minutes=42)
     # Three runs, one of them in two jobs; the points in the spool need no sweep.
     assert workspace.planned("points") == {"sweep": 4, "point": 9, "points": 1, "total": 14}
 
-    hold(workspace, *unfinished)
+    set_standin(workspace, hold=unfinished)
     begin = time.time()
     with started(workspace) as running:
         wait_until(lambda: in_second_point(workspace, unfinished, begin), "three second points")
         assert set(cluster.jobs()) == set(unfinished)
-        running.send_signal(signal.SIGINT)
+        # As a terminal does: to the whole group.
+        os.killpg(running.pid, signal.SIGINT)
         running.wait()
     wait_until(lambda: not cluster.jobs(), "no job is left", 30)
     wait_until(lambda: not workspace.processes(), "no process is left", 30)
 
-    hold(workspace)
+    set_standin(workspace, hold=())
     lose_first_point(workspace, CANCELLED)
     before = {path: path.read_bytes() for path in workspace.path.glob(f"results/points/**/run{UNTOUCHED}/*")}
     workspace.run("points")
@@ -226,36 +182,89 @@ def test_interrupt_and_resume(storm: Storm) -> None:
     ]
 
 
-@pytest.fixture
-def small(slurm: Slurm, tmp_path: Path) -> SlurmWorkspace:
+@pytest.fixture(scope="module")
+def small(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> SlurmWorkspace:
     """A workspace with one run of one point, of which nothing is measured."""
-    workspace = SlurmWorkspace.on(slurm, tmp_path / "workspace")
+    workspace = SlurmWorkspace.on(slurm, tmp_path_factory.mktemp("small") / "workspace")
     use_standin(workspace, runs=1, levels=[1])
     return workspace
 
 
-def test_unknown_partition_is_told_by_its_name(small: SlurmWorkspace) -> None:
-    """A partition that Slurm does not have ends the call with Slurm's own words, and nothing was started."""
+def test_refused_job_is_told_before_submission(small: SlurmWorkspace) -> None:
+    """What Slurm would refuse is one error with file, key and Slurm's own words, and no job was made or started."""
     small.change_queue(partition="nowhere")
     output = small.run("points", code=1)
+    small.change_queue(partition="batch")
+    assert "config/platforms/hops.yaml: slurm.partition: Slurm would refuse the job of tiny-local" in output
     assert "invalid partition specified: nowhere" in output
+    assert "has been submitted" not in output
     assert small.processes() == []
 
 
-def test_walltime_below_the_start_is_refused_before_submission(small: SlurmWorkspace) -> None:
-    """A limit that is too short for the start of the server and one point is one error, also with `-n`."""
+@pytest.mark.parametrize("target", ["-n", "--quiet"])
+def test_walltime_below_the_start_is_refused_before_submission(small: SlurmWorkspace, target: str) -> None:
+    """A limit too short for the start of the server and one point is one error, in a dry run as in a real one."""
     small.change_queue(max_minutes=10)
-    output = small.run("points", "-n", code=1)
+    output = small.run("points", target, code=1)
+    small.change_queue(max_minutes=60)
     assert "config/platforms/hops.yaml: max_minutes: 10 minutes are too short for deployment tiny-local" in output
     assert "the start of the server (7.7 min)" in output
     assert "Traceback" not in output.partition("too short")[0]
+
+
+def test_more_gpus_than_a_node_has_are_refused(small: SlurmWorkspace) -> None:
+    """A deployment that needs more accelerators than the platform file says is refused while it is planned."""
+    small.configure(lambda config: config["deployments"]["tiny-local"].update(tensor_parallel=8))
+    output = small.run("points", "-n", code=1)
+    small.configure(lambda config: config["deployments"]["tiny-local"].update(tensor_parallel=4))
+    assert "8 ranks, but 1 node(s) of hops have 4 H100. Lower the parallelism or raise nodes." in output
 
 
 def test_sacct_without_accounting_is_refused(small: SlurmWorkspace) -> None:
     """Snakemake would wait for ever for a job's state from accounting that does not exist; Berth says so first."""
     small.change_profile(**{"slurm-status-command": "sacct"})
     output = small.run("points", code=1)
+    small.change_profile(**{"slurm-status-command": "squeue"})
     assert "slurm-status-command: sacct, but this Slurm keeps no accounting" in output
     assert "Set it to squeue" in output
     assert small.cluster
     assert not small.cluster.jobs()
+
+
+def in_allocation(workspace: SlurmWorkspace, minutes: int, *options: str) -> int:
+    """The exit code of Snakemake in a job that a person has, where `--executor local` submits nothing."""
+    command = shlex.join(workspace.command("points", "--executor", "local", *options))
+    done = subprocess.run(
+        ["sbatch", "--wait", f"--time={minutes}", "--exclusive", "--output=allocation.log", f"--wrap={command}"],
+        cwd=workspace.path,
+        env=workspace.environment(),
+        check=False,
+    )
+    return done.returncode
+
+
+def test_an_allocation_is_used_by_one_server_after_the_other(small: SlurmWorkspace) -> None:
+    """Two servers side by side are refused; one in too short an allocation is not started; else both runs follow."""
+    small.configure(lambda config: config["experiments"]["local"].update(runs=2))
+    assert in_allocation(small, 10, "--cores", "2") == 1
+    log = small.path / "allocation.log"
+    assert "2 servers would run side by side on this node" in log.read_text()
+    assert small.failures() == {}
+
+    assert in_allocation(small, 4) == 1
+    failures = [json.loads(path.read_text())["failure"] for path in small.failures().values()]
+    assert len(failures) == 2
+    assert {failure["kind"] for failure in failures} == {"aborted"}
+    assert "No server was started: this job ends in" in failures[0]["cause"]
+    assert not list((small.path / "results/logs/server").rglob("server.log"))
+
+    assert in_allocation(small, 10) == 0, log.read_text()[-3000:]
+    walls = sorted((record["wall"]["start"], record["wall"]["end"]) for record in records(small))
+    assert len(walls) == 2
+    assert walls[0][1] < walls[1][0], "two servers ran beside each other"
+    assert {record["server"]["job_id"] for record in records(small)} != {None}
+
+
+def records(workspace: SlurmWorkspace) -> list[dict[str, Any]]:
+    """The accepted records."""
+    return [json.loads(path.read_text()) for path in workspace.points().values()]

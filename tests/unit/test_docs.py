@@ -42,6 +42,7 @@ DATACLASSES: dict[tuple[str, str], type] = {
     ("platform", "accelerator."): config.Accelerator,
     ("platform", "store."): config.Store,
     ("platform", "network."): config.Network,
+    ("platform", "registry."): config.Registry,
     ("platform", "recipes.NAME."): config.RecipeSettings,
     ("platform", "slurm."): config.Slurm,
     ("platform", "slurm.staging."): config.Staging,

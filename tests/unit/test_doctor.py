@@ -16,23 +16,24 @@ from berth._doctor_folders import Store, folder_checks, room_checks, writable
 from berth._doctor_node import port_check, proxy_checks, version_checks
 from berth._doctor_runtime import (
     apptainer_checks,
-    cdi_specification,
     device_checks,
-    device_node,
     podman_checks,
     podman_storage,
+    skopeo_check,
     subordinate_ids,
     user_namespaces,
 )
-from berth._doctor_scheduler import flux_checks, sbatch_test, slurm_checks, submitted_with
+from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks, unreachable
 from berth.checkup import Result, ask, fail, file_system, is_network, ok, warn
 from berth.config import Flux, Slurm
+from berth.devices import cdi_specification, device_node
 from berth.doctor import Patient, doctor, examine, patient_of, report
 from berth.errors import BerthError
 from berth.parse import load_config
 from berth.rendering import renderings
 from berth.seaweed import embedded_store
+from berth.submission import sbatch_test
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -120,7 +121,7 @@ def test_runtimes_that_are_absent_fail_with_a_remedy(programs: Path) -> None:
         result = only(checks())
         assert result.status == "FAIL"
         assert "is not on PATH" in result.what
-        assert "load the site's module" in result.remedy
+        assert "the site's module" in result.remedy
 
 
 def test_podman_that_cannot_work_is_told_with_its_own_words(programs: Path) -> None:
@@ -163,14 +164,16 @@ def test_user_namespaces_are_what_fakeroot_needs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "status"),
     [
-        ("nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n", "ok"),
-        ("nvidia.json", '{"cdiVersion": "0.5.0",\n "kind": "nvidia.com/gpu"}', "ok"),
-        ("other.yaml", "kind: example.com/net\n", "FAIL"),
-        ("nvidia.txt", "kind: nvidia.com/gpu\n", "FAIL"),
+        ("nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n- name: '0'\n- name: all\n", "ok"),
+        ("nvidia.json", '{"cdiVersion":"0.5.0","kind":"nvidia.com/gpu","devices":[{"name":"all"}]}', "ok"),
+        ("part.yaml", "kind: nvidia.com/gpu\ndevices:\n- name: '0'\n", "FAIL"),
+        ("other.yaml", "kind: example.com/net\ndevices:\n- name: all\n", "FAIL"),
+        ("broken.yaml", "kind: [", "FAIL"),
+        ("nvidia.txt", "kind: nvidia.com/gpu\ndevices:\n- name: all\n", "FAIL"),
     ],
 )
 def test_cdi_specification_is_looked_for_by_its_kind(tmp_path: Path, name: str, text: str, status: str) -> None:
-    """Only a specification of nvidia.com/gpu gives that name a meaning; the remedy is the command that makes one."""
+    """Only a specification of nvidia.com/gpu with a device `all` gives that a meaning; the remedy makes one."""
     (tmp_path / name).write_text(text)
     result = cdi_specification((str(tmp_path), str(tmp_path / "absent")))
     assert result.status == status
@@ -333,6 +336,26 @@ def test_a_registry_that_asks_for_a_login_answers(server: tuple[str, dict[str, i
     assert (closed.status, "air gap" in closed.remedy) == ("WARN", True)
 
 
+def test_the_registry_of_the_site_must_answer(server: tuple[str, dict[str, int]]) -> None:
+    """With HTTP or a login it answers; where it does not, nothing can be staged, and the key is named."""
+    host, answer = server
+    answer["status"] = 401
+    assert [each.status for each in registry_checks([], host)] == ["ok"]
+    (down,) = registry_checks([], f"127.0.0.1:{closed_port()}")
+    assert (down.status, "registry.host" in down.remedy) == ("FAIL", True)
+
+
+def test_skopeo_is_needed_for_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its version is told, and its absence with what to do."""
+    program = tmp_path / "skopeo"
+    program.write_text("#!/bin/sh\necho skopeo version 1.9.3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert skopeo_check().what == "images: skopeo version 1.9.3"
+    program.unlink()
+    assert skopeo_check().status == "FAIL"
+
+
 def test_a_hub_may_be_absent(server: tuple[str, dict[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     """An absent hub is well where every model is staged, and a warning before; a gated model wants a token."""
     host, answer = server
@@ -414,8 +437,8 @@ def test_slurm_is_asked_for_partition_account_and_jobs(programs: Path) -> None:
     says(
         programs,
         "sinfo",
-        'case "$*" in *"--partition=gpu "*) echo "gpu up 4 gpu:h100:4(S:0-1)";; *--partition=*) exit 0;; '
-        '*) printf "gpu\\nbatch\\n";; esac',
+        'case "$*" in *%t*) echo "idle n1";; *"--partition=gpu "*) echo "gpu up 4 gpu:h100:4(S:0-1)";; '
+        '*--partition=*) exit 0;; *) printf "gpu\\nbatch\\n";; esac',
     )
     says(programs, "sacctmgr", "echo mine")
     says(

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from berth.columns import LATENCIES, STATISTICS, combine, frame
+from berth.columns import LATENCIES, STATISTICS
 from berth.errors import BerthError
 from berth.figures import KINDS, draw_figure, make_figure
-from berth.published import find_figure, read_published
+from berth.frames import combine, frame, read_published
+from berth.published import find_figure
 
 if TYPE_CHECKING:
     import pandas as pd

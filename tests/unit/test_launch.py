@@ -57,3 +57,26 @@ def test_staged_model_of_another_definition_is_refused(tmp_path: Path, source: d
     """Another seed, shape or repository would be measured under a definition that is not its own."""
     with pytest.raises(BerthError, match="the staged model is"):
         prepare(request_of(tmp_path, source))
+
+
+def test_an_image_by_the_digest_of_its_list_is_taken(tmp_path: Path) -> None:
+    """A recipe may pin the list of all architectures; the staged image is the one of it for this machine."""
+    request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
+    image = Path(request.image_receipt)
+    told = json.loads(image.read_text())
+    image.write_text(json.dumps({**told, "digest": "sha256:1", "index_digest": told["digest"]}))
+    assert prepare(request).image["digest"] == "sha256:1"
+    image.write_text(json.dumps({**told, "digest": "sha256:1", "index_digest": "sha256:2"}))
+    with pytest.raises(BerthError, match="Delete this receipt"):
+        prepare(request)
+
+
+def test_the_client_never_goes_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A site's proxy stands in the environment of jobs, and the way from client to server avoids it."""
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
+    for command in prepare(request).client(8000, "of-the-test", "0" * 32):
+        assert command.env["no_proxy"] == command.env["NO_PROXY"] == "*"
+        assert command.env["BERTH_INSTANCE"] == "0" * 32
+        assert "of-the-test" not in command.env.values()
+        assert command.secret_env == {"OPENAI_API_KEY": "of-the-test"}

@@ -353,3 +353,15 @@ def test_job_id_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         holder = Holder.from_json(json.loads(held.path.read_text()))
     assert "job 4711" in str(holder)
     assert holder.identity.pid == psutil.Process().pid
+
+
+def test_a_lease_says_how_podman_was_called_and_nothing_else_is_run_from_it(tmp_path: Path) -> None:
+    """Podman's storage is noted for the next sweep; a file that names another program is no lease."""
+    called = ("podman", "--root=/local/storage", "--runroot=/local/run")
+    with lease(tmp_path, token="first", podman=called, environ={"PATH": "/nowhere"}, **QUICK):
+        text = (tmp_path / "lease.000001.json").read_text()
+        assert Holder.from_json(json.loads(text)).podman == called
+    for other in (["rm", "-rf", "/"], ["podman", "--root=/x", "--log-level=debug"], ["podman", "rm"]):
+        with pytest.raises(ValueError, match="podman"):
+            Holder.from_json({**json.loads(text), "podman": other})
+    assert Holder.from_json({k: v for k, v in json.loads(text).items() if k != "podman"}).podman == ()

@@ -160,3 +160,41 @@ def test_command_line_texts_for_partial(raw: dict[str, Any]) -> None:
     assert load_config({**raw, "partial": "true"}, ROOT).partial is True
     assert load_config({**raw, "partial": False}, ROOT).partial is False
     assert "partial" in error_of({**raw, "partial": "maybe"})
+
+
+@pytest.mark.parametrize(("runtime", "section"), [("apptainer", "podman"), ("podman", "apptainer")])
+def test_settings_of_another_runtime_are_refused(raw: dict[str, Any], copy: Path, runtime: str, section: str) -> None:
+    """Options that no command would ever get are a mistake, and the message says which runtime they are for."""
+    edit(copy / "config/platforms/hops.yaml", runtime=runtime, **{section: {"options": ["--x=1"]}})
+    assert f"{section}: it is only for runtime {section}, and runtime is {runtime}" in error_of(raw, copy)
+
+
+def test_a_disk_that_users_share_may_name_the_user(
+    raw: dict[str, Any], copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two users of one node cannot share a folder of caches or containers."""
+    monkeypatch.setenv("LOGNAME", "me")
+    file = copy / "config/platforms/hops.yaml"
+    paths = {**yaml.safe_load(file.read_text())["paths"], "scratch": "/tmp/$USER"}
+    podman = {"storage": "/local/$USER/c", "options": ["--cgroups=disabled"]}
+    edit(file, paths=paths, podman=podman, modules=["podman/5"])
+    hops = load_config(raw, copy).platforms["hops"]
+    assert (hops.scratch_dir, hops.container.storage) == ("/tmp/me", "/local/me/c")
+    assert (hops.container.options, hops.modules) == (("--cgroups=disabled",), ("podman/5",))
+
+
+def test_a_storage_that_podman_would_refuse_is_told_before_any_job(raw: dict[str, Any], copy: Path) -> None:
+    """Podman takes no --runroot of more than 50 characters."""
+    edit(copy / "config/platforms/hops.yaml", podman={"storage": "/local/" + "x" * 39})
+    load_config(raw, copy)
+    edit(copy / "config/platforms/hops.yaml", podman={"storage": "/local/" + "x" * 40})
+    assert "has 47 characters, and Podman takes 46 at most" in error_of(raw, copy)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("modules", ["-x"]), ("modules", ["a b"]), ("podman", {"options": ["image"]})]
+)
+def test_words_that_would_become_other_words_are_refused(raw: dict[str, Any], copy: Path, key: str, value: Any) -> None:
+    """A module that is an option, or an option that is none, would change what the command means."""
+    edit(copy / "config/platforms/hops.yaml", **{key: value})
+    assert f"hops.yaml: {key}" in error_of(raw, copy)

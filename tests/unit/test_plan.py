@@ -63,6 +63,21 @@ def test_equal_numbers_are_one_definition(tmp_path: Path) -> None:
     assert specs[0] == specs[1] == specs[2] != specs[3]
 
 
+def test_a_mode_is_part_of_the_definition(tmp_path: Path) -> None:
+    """A benchmark's mode brings the recipe's settings for it and is named in the spec; without one nothing changes."""
+    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    found = {}
+    for mode in (None, "paper", "clean"):
+        demo = {**raw["benchmarks"]["demo"], **({"mode": mode} if mode else {})}
+        plan = plan_of(tmp_path, benchmarks={**raw["benchmarks"], "demo": demo})
+        found[mode] = next(iter(plan.runs.values())).definition
+    assert len({definition.id for definition in found.values()}) == 3
+    assert "mode" not in found[None].full["benchmark"]
+    assert found["clean"].full["benchmark"]["mode"] == "clean"
+    assert found["clean"].full["serve"]["args"]["enable-prefix-caching"] is False
+    assert found["paper"].full["serve"]["args"]["seed"] == 12345
+
+
 def test_levels_and_runs_are_no_part_of_the_definition(tmp_path: Path) -> None:
     """More levels and more runs leave the spec as it is, so that what was measured stays."""
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from berth.errors import BerthError
-from berth.processes import TOKEN_VARIABLE, end_processes, find_processes, new_token, spawn, start_ticks
+from berth.processes import TOKEN_VARIABLE, end_processes, find_processes, mark_of, new_token, spawn, start_ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,3 +222,27 @@ def test_server_is_asked_to_end_when_its_caller_is_killed(tmp_path: Path) -> Non
     until(lambda: find_processes(token) == [])
     caller.wait()
     caller.stdout.close()
+
+
+def test_the_monitor_of_a_container_that_podman_forgot_is_found_by_its_name(tmp_path: Path) -> None:
+    """A `podman run` that is killed while it makes a container leaves conmon, whose environment has no token."""
+    conmon = tmp_path / "conmon"
+    # A stand-in: a script is called as its file, and the real one stays for a moment that no test can hit.
+    conmon.write_text("#!/bin/sh\nsleep 1000 &\nwait\n")
+    conmon.chmod(0o755)
+    mine, other = new_token(), new_token()
+    started = {
+        token: subprocess.Popen([conmon, "-n", f"berth-x-run1-4711-{mark_of(token)}-client"], env=ENV)
+        for token in (mine, other)
+    }
+    try:
+        until(lambda: len(find_processes(mine)) == len(find_processes(other)) == 2)
+        assert {process.pid for process in find_processes(mine)} & {started[other].pid} == set()
+        ended = end_processes(mine, grace_s=1)
+        assert {entry.name for entry in ended} == {"conmon", "sleep"}
+        started[mine].wait()
+        assert started[other].poll() is None
+    finally:
+        end_processes(other, grace_s=1)
+        for process in started.values():
+            process.wait()

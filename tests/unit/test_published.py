@@ -12,7 +12,8 @@ import yaml
 
 from berth.columns import COLUMNS
 from berth.errors import BerthError
-from berth.published import find_figure, read_published, read_set
+from berth.frames import read_published
+from berth.published import find_figure, read_set
 
 PUBLISHED = Path(__file__).parents[2] / "data" / "published"
 PAPER = PUBLISHED / "beltre2025"

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from berth.config import Registry, RuntimeSettings
 from berth.container import podman_argv
 from berth.errors import BerthError
 from berth.parse import load_config
@@ -52,6 +54,40 @@ def all_of(platform: str, runtime: str | None = None) -> dict[str, Rendering]:
     return renderings(configured(platform, runtime), ROOT, (3, 11))
 
 
+def with_registry(platform: str, runtime: str, deployment: str, **changes: object) -> Rendering:
+    """A deployment on a platform with a registry of its own."""
+    config = configured(platform, runtime)
+    registry = Registry("registry.example.gov:5000", "hpc/mirror", ca_file="/site/ca.pem", auth_file="/site/auth.json")
+    changed = dataclasses.replace(config.platforms[platform], registry=registry, **changes)
+    config = dataclasses.replace(config, platforms={**config.platforms, platform: changed})
+    return renderings(config, ROOT, (3, 11))[deployment]
+
+
+def step(text: str, name: str) -> list[str]:
+    """The words of a step of stage.sh."""
+    return shlex.split(text[text.index(f"\n  {name})") + len(name) + 4 :].partition("\n    ;;")[0], comments=True)
+
+
+def test_the_image_comes_from_the_registry_of_the_site() -> None:
+    """The mirror is made by digest, and SIF, shared folder and pull come from it, with its CA and its login."""
+    digest = "sha256:0b51ec38fb965b44f6aa75d8d847c5f21bc062b7140e1d83444b39b67fc4a2ea"
+    source = f"docker.io/vllm/vllm-openai@{digest}"
+    place = "registry.example.gov:5000/hpc/mirror/vllm/vllm-openai"
+    text = render_files(with_registry("hops", "podman", "scout-hops"))["stage.sh"]
+    mirror, image, load = (step(text, name) for name in ("mirror", "image", "load"))
+    assert {f"docker://{source}", f"docker://{place}:v0.9.1", "--dest-authfile=/site/auth.json"} <= set(mirror)
+    assert "--dest-cert-dir=${CERTS}" in mirror
+    assert {f"docker://{place}@{digest}", "--src-authfile=/site/auth.json", "--src-cert-dir=${CERTS}"} <= set(image)
+    assert "docker.io/vllm/vllm-openai:berth-0b51ec38fb96" in load
+    sif = step(render_files(with_registry("hops", "apptainer", "scout-hops"))["stage.sh"], "image")
+    assert {f"docker://{place}@{digest}", "--authfile=/site/auth.json", "SSL_CERT_FILE=/site/ca.pem"} <= set(sif)
+    single = step(
+        render_files(with_registry("hops", "podman", "scout-hops", scheduler="local", slurm=None))["stage.sh"], "image"
+    )
+    assert {f"{place}@{digest}", "--authfile=/site/auth.json", "--cert-dir=${CERTS})"} & set(single)
+    assert "IMAGE=$(podman" in single
+
+
 def texts_of(case: str) -> dict[str, str]:
     platform, runtime, deployment = CASES[case]
     texts = render_files(all_of(platform, runtime)[deployment])
@@ -78,8 +114,13 @@ def test_files_are_as_reviewed(case: str) -> None:
 
 def scripts() -> list[tuple[str, str]]:
     found = []
-    for platform, runtime in [*EVERY, ("local", None)]:
-        for name, rendering in all_of(platform, runtime).items():
+    everything = [(platform, runtime, all_of(platform, runtime)) for platform, runtime in [*EVERY, ("local", None)]]
+    everything += [
+        ("registry", runtime, {"scout-hops": with_registry("hops", runtime, "scout-hops")})
+        for runtime in ("podman", "apptainer")
+    ]
+    for platform, runtime, renderings_ in everything:
+        for name, rendering in renderings_.items():
             texts = render_files(rendering)
             found += [(f"{platform}-{runtime}-{name}/{file}", texts[file]) for file in texts if file.endswith(".sh")]
     return found
@@ -146,6 +187,19 @@ def test_only_selected_experiments_are_rendered() -> None:
     """`select` leaves out the deployments of other experiments."""
     config = dataclasses.replace(configured("hops"), select=("fig12",))
     assert list(renderings(config, ROOT, (3, 11))) == ["llama31-405b-hops"]
+
+
+def test_the_mode_of_the_benchmark_is_in_the_server_and_two_are_refused() -> None:
+    """A server is rendered as the sweep starts it, and a deployment in two modes has no one command."""
+    config = configured("hops")
+    fig12 = config.benchmarks[config.experiments["fig12"].benchmark]
+    moded = {**config.benchmarks, "moded": dataclasses.replace(fig12, name="moded", mode="clean")}
+    experiment = dataclasses.replace(config.experiments["fig12"], benchmark="moded")
+    clean = dataclasses.replace(config, benchmarks=moded, experiments={"fig12": experiment})
+    assert "--no-enable-prefix-caching" in renderings(clean, ROOT, (3, 11))["llama31-405b-hops"].server.container.args
+    both = dataclasses.replace(clean, experiments={**config.experiments, "again": experiment})
+    with pytest.raises(BerthError, match="llama31-405b-hops is measured in different modes"):
+        renderings(both, ROOT, (3, 11))
 
 
 def test_kubernetes_is_left_out_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
@@ -264,6 +318,27 @@ def test_podman_gets_the_reviewed_command_and_a_clean_environment(tmp_path: Path
     assert site.env("podman-run")["PWD"] == str(site.rendering.scratch)
     # The script ends, and leaves no container of this name.
     assert site.argv("podman-rm")[-1] == "berth-scout-hops-4711"
+
+
+def test_modules_storage_and_options_of_the_site_are_in_the_script(tmp_path: Path) -> None:
+    """The script loads the site's modules first, and every call of Podman says where its storage is."""
+    rendering = no_devices(all_of("hops")["scout-hops"])
+    settings = RuntimeSettings(options=("--cgroups=disabled",), storage="/local/c")
+    platform = dataclasses.replace(rendering.platform, container=settings, modules=("podman/5.2",))
+    site = Site(tmp_path, dataclasses.replace(rendering, platform=platform))
+    # A stand-in for the function that a site's login shells have.
+    module = f"() {{ echo $@ >> {tmp_path}/loaded; }}"
+    site.program("podman", f'printf "%s\\n" "$@" >> {tmp_path}/calls\n')
+    process = site.start("server.sh", VLLM_API_KEY=SECRET, **{"BASH_FUNC_module%%": module})
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert (tmp_path / "loaded").read_text() == "load podman/5.2\n"
+    said = (tmp_path / "calls").read_text().split("\n")
+    assert said.count("--root=/local/c/storage") == said.count("--runroot=/local/c/run") == 4
+    assert said.count("--cgroups=disabled") == 1
+    bare = site.start("server.sh", VLLM_API_KEY=SECRET, **{"BASH_FUNC_module%%": "() { return 1; }"})
+    bare.communicate()
+    assert bare.returncode == 1
 
 
 def test_a_script_that_is_asked_to_end_takes_its_container_down(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pandas.testing import assert_frame_equal
 
-from berth.columns import BY_NAME, COLUMNS, combine, frame
+from berth.columns import BY_NAME, COLUMNS
 from berth.errors import BerthError
+from berth.frames import combine, frame
 from berth.tidy import read_tidy, tidy_records, write_tidy
 
 DOCS = Path(__file__).parents[2] / "docs" / "tidy.md"

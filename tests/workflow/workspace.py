@@ -168,6 +168,22 @@ class Workspace:
         process.wait()
 
 
+def levels_of(records: dict[str, Path]) -> list[int]:
+    """The concurrency of records, in order."""
+    return sorted(int(key.rpartition("/c")[2]) for key in records)
+
+
+def run_log(workspace: Workspace) -> str:
+    """What the Snakemake runs that were started, not run, have printed."""
+    path = workspace.path / "run.log"
+    return path.read_text() if path.exists() else ""
+
+
+def point_starts(workspace: Workspace, level: int) -> bool:
+    """Whether a level is being measured, or was."""
+    return f"concurrency {level}: point" in run_log(workspace)
+
+
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 180.0) -> Any:
     """The first true value of a condition. The limit is a safeguard against a hanging test, not a measurement."""
     end = time.monotonic() + limit_s

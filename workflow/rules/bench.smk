@@ -20,8 +20,9 @@ rule sweep:
         f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.c{{part}}.log",
     conda:
         "../../environment.yml"
-    # A server takes the whole machine where there is no scheduler to give it one.
-    threads: workflow.cores if PLAN.takes_machine else 1
+    # A server takes the whole machine where no scheduler gives it one: on the local platform, and where a person runs
+    # Snakemake with `--executor local` in an allocation. A function, because the executor is known late.
+    threads: lambda w: workflow.cores if PLAN.takes_machine or workflow.local_exec else 1
     resources:
         **resources_of_sweep(),
     params:

@@ -1,4 +1,7 @@
 # The plan, and the paths that rules share. No rules here.
+#
+# Every job reads this file twice, so that what only some calls need (pandas, matplotlib, boto3: half of the time that a
+# Snakemake of Berth takes to start) is imported where it is needed.
 
 import os
 import sys
@@ -11,18 +14,14 @@ from snakemake.exceptions import WorkflowError
 from berth.accept import end_run
 from berth.config import Network
 from berth.coordinates import RunId
-from berth.draw import FORMATS, draw_what_there_is
-from berth.doctor import patient_of
 from berth.errors import BerthError
 from berth.network import own_env
 from berth.parse import load_config
 from berth.parts import PATTERN as PART
-from berth.plan import make_plan
-from berth.preflight import preflight
-from berth.render import not_rendered, render_files, warnings_of
-from berth.rendering import renderings
+from berth.plan import FORMATS, make_plan
 from berth.resources import staging_resources, sweep_names
 from berth.slurm import check_status_command
+from berth.submission import OPTIONS, require_taken
 
 try:
     BERTH = load_config(config, Path.cwd())
@@ -83,8 +82,21 @@ def resources_of_staging():
     return staging_resources(BERTH.platforms[BERTH.platform])
 
 
+def submitted_jobs():
+    """What each job that would be submitted is for, and what it asks for."""
+    for job in workflow.dag.needrun_jobs():
+        if not job.is_local:
+            sweep = job.rule.name == "sweep"
+            what = (
+                PLAN.at(key_of(job.wildcards)).deployment.name
+                if sweep
+                else job.rule.name
+            )
+            yield what, {name: job.resources.get(name) for name in OPTIONS}
+
+
 def check_scheduler():
-    """Fail where Snakemake would wait for ever for jobs that have ended."""
+    """Fail where Slurm would refuse a job, and where Snakemake would wait for ever for one that has ended."""
     slurm = (
         BERTH.platforms[BERTH.platform].scheduler == "slurm" and workflow.non_local_exec
     )
@@ -95,8 +107,24 @@ def check_scheduler():
             check_status_command(
                 settings.status_command, settings.init_seconds_before_status_checks
             )
+            file = f"{BERTH.config_dir}/platforms/{BERTH.platform}.yaml"
+            require_taken(submitted_jobs(), file)
         except BerthError as error:
             raise WorkflowError(str(error)) from None
+
+
+def check_one_server():
+    """Fail where `--executor local` would start servers side by side on the one node that a person has.
+
+    With `jobs` and `--cores` together Snakemake looks at the former only, and not at the cores that a sweep takes.
+    """
+    side_by_side = workflow.global_resources["_nodes"].value or 1
+    sweeps = [job for job in workflow.dag.needrun_jobs() if job.rule.name == "sweep"]
+    if workflow.local_exec and len(sweeps) > 1 and side_by_side > 1:
+        raise WorkflowError(
+            f"--executor local --cores: with the {side_by_side} jobs that the profile allows at once, {len(sweeps)} "
+            "servers would run side by side on this node, each slowed by the others. Leave --cores out."
+        )
 
 
 def measurable(files):
@@ -138,10 +166,22 @@ def sweep_inputs(w):
     }
 
 
+def mirrored_image(w):
+    """The receipt of an image in the site's registry; none for an environment, or where the site has no registry."""
+    try:
+        request = PLAN.image_request(w.platform, w.recipe, w.version)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    name = f"{RESULTS}/mirrored/{w.platform}/{w.recipe}-{w.version}.json"
+    return [name] if request and request["site"] else []
+
+
 def check_before_start():
     """Stop the workflow before its first job when something that it needs is known to be missing."""
     if not ASKED:
         return
+    from berth.preflight import preflight
+
     try:
         preflight(PLAN)
     except BerthError as error:
@@ -152,6 +192,8 @@ def tell_failures():
     """Put what failed into the figures, and say where it is told; nothing where no measurement was asked for."""
     if not ASKED:
         return
+    from berth.draw import draw_what_there_is
+
     # A failure to draw must not hide what it would have shown.
     try:
         draw_what_there_is(make_plan(BERTH, Path.cwd()))
@@ -177,11 +219,15 @@ def resources_of_sweep():
 @cache
 def all_rendered():
     """The deployments of this platform as they would run, by name."""
+    from berth.rendering import renderings
+
     return renderings(BERTH, Path.cwd(), sys.version_info[:2])
 
 
 def rendered_folders(w):
     """The folder of each deployment that has scripts."""
+    from berth.render import not_rendered
+
     return [
         f"{RESULTS}/render/{BERTH.platform}/{name}"
         for name, rendering in all_rendered().items()
@@ -191,11 +237,15 @@ def rendered_folders(w):
 
 def left_out():
     """Why deployments have no scripts, one sentence each."""
+    from berth.render import not_rendered
+
     return [why for each in all_rendered().values() if (why := not_rendered(each))]
 
 
 def rendered(name):
     """The files of one deployment and the warnings that belong to them."""
+    from berth.render import render_files, warnings_of
+
     if name not in all_rendered():
         raise WorkflowError(
             f"{name}: no selected experiment uses such a deployment on {BERTH.platform}. "
@@ -209,6 +259,8 @@ def rendered(name):
 
 def patient():
     """What `doctor` looks at."""
+    from berth.doctor import patient_of
+
     executor = getattr(workflow, "executor_settings", None)
     try:
         return patient_of(

@@ -34,7 +34,7 @@ unset XDG_RUNTIME_DIR XDG_SESSION_ID XDG_SESSION_TYPE XDG_SESSION_CLASS DBUS_SES
 mkdir -p /tmp/berth/by-hand/scout-eldorado/cache
 cd /tmp/berth/by-hand/scout-eldorado
 
-NAME="berth-scout-eldorado-${SLURM_JOB_ID:-${FLUX_JOB_ID:-$$}}"
+NAME="berth-scout-eldorado-${SLURM_JOB_ID:-${FLUX_JOB_ID:-${FLUX_ENCLOSING_ID:-$$}}}"
 # Whatever ends this script ends the container: it is asked, then killed, then removed.
 stop() {
   podman stop --ignore --time=20 "${NAME}" >/dev/null 2>&1 || true
@@ -48,6 +48,7 @@ trap 'exit 143' TERM
 podman run \
   --rm \
   --name="${NAME}" \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=vllm \

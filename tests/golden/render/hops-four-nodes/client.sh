@@ -36,11 +36,12 @@ export NO_PROXY='*'
 mkdir -p /tmp/berth/by-hand/llama31-405b-hops/cache
 cd /tmp/berth/by-hand/llama31-405b-hops
 
-NAME="berth-llama31-405b-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-$$}}"
+NAME="berth-llama31-405b-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-${FLUX_ENCLOSING_ID:-$$}}}"
 
 podman run \
   --rm \
   --name="${NAME}"-client \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=vllm \

@@ -32,7 +32,7 @@ compgen -G '/etc/cdi/*' >/dev/null || compgen -G '/var/run/cdi/*' >/dev/null || 
 mkdir -p /tmp/berth/by-hand/llama31-405b-hops/cache
 cd /tmp/berth/by-hand/llama31-405b-hops
 
-NAME="berth-llama31-405b-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-$$}}"
+NAME="berth-llama31-405b-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-${FLUX_ENCLOSING_ID:-$$}}}"
 # Whatever ends this script ends the container: it is asked, then killed, then removed.
 stop() {
   podman stop --ignore --time=20 "${NAME}" >/dev/null 2>&1 || true
@@ -52,6 +52,7 @@ if [ "$NODE_RANK" -ne 0 ]; then
   podman run \
     --rm \
     --name="${NAME}" \
+    --log-driver=none \
     --network=host \
     --ipc=host \
     --entrypoint=ray \
@@ -87,6 +88,7 @@ fi
 podman run \
   --rm \
   --name="${NAME}" \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=ray \

@@ -36,11 +36,12 @@ export NO_PROXY='*'
 mkdir -p /tmp/berth/by-hand/scout-hops/cache
 cd /tmp/berth/by-hand/scout-hops
 
-NAME="berth-scout-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-$$}}"
+NAME="berth-scout-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-${FLUX_ENCLOSING_ID:-$$}}}"
 
 podman run \
   --rm \
   --name="${NAME}"-client \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=vllm \

@@ -30,7 +30,7 @@ compgen -G '/etc/cdi/*' >/dev/null || compgen -G '/var/run/cdi/*' >/dev/null || 
 mkdir -p /tmp/berth/by-hand/scout-hops/cache
 cd /tmp/berth/by-hand/scout-hops
 
-NAME="berth-scout-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-$$}}"
+NAME="berth-scout-hops-${SLURM_JOB_ID:-${FLUX_JOB_ID:-${FLUX_ENCLOSING_ID:-$$}}}"
 # Whatever ends this script ends the container: it is asked, then killed, then removed.
 stop() {
   podman stop --ignore --time=20 "${NAME}" >/dev/null 2>&1 || true
@@ -44,6 +44,7 @@ trap 'exit 143' TERM
 podman run \
   --rm \
   --name="${NAME}" \
+  --log-driver=none \
   --network=host \
   --ipc=host \
   --entrypoint=vllm \

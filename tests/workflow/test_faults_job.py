@@ -1,16 +1,15 @@
-"""Nothing finished is lost and nothing is left behind, whatever is killed. The real workflow, server and client."""
+"""Nothing finished is lost and nothing is left when the job, Snakemake or the disk ends. All of it is real."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from workspace import LEVELS, wait_until
+from workspace import LEVELS, levels_of, point_starts, run_log, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,70 +20,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.workflow, pytest.mark.vllm]
 
 
-def levels_of(records: dict[str, Path]) -> list[int]:
-    return sorted(int(key.rpartition("/c")[2]) for key in records)
-
-
-def run_log(workspace: Workspace) -> str:
-    path = workspace.path / "run.log"
-    return path.read_text() if path.exists() else ""
-
-
-def point_starts(workspace: Workspace, level: int) -> bool:
-    return f"concurrency {level}: point" in run_log(workspace)
-
-
 def sweeps(workspace: Workspace) -> list[psutil.Process]:
     return [p for p in workspace.processes() if p.cmdline()[-1:] and p.cmdline()[-1].endswith(".sweep.py")]
-
-
-def test_refused_point_is_told_and_measured_again(workspace: Workspace) -> None:
-    """A point whose client is killed is refused with its reason; the others keep bytes and time stamp; it is next."""
-    before = workspace.snapshot()
-    deleted = next(path for key, path in workspace.points().items() if key.endswith("/c2"))
-    deleted.unlink()
-    assert workspace.planned()["point"] == 1
-    running = workspace.start()
-    wait_until(lambda: point_starts(workspace, 2), "the deleted point starts")
-    worker = next(p for p in workspace.processes() if "_bench_worker.py" in " ".join(p.cmdline()))
-    worker.kill()
-    assert running.wait() == 1
-    assert "c2 refused (client)" in run_log(workspace)
-    failure = json.loads(next(iter(workspace.failures().values())).read_text())
-    assert failure["failure"]["kind"] == "client"
-    assert workspace.servers() == []
-
-    assert workspace.planned()["point"] == 1
-    workspace.run()
-    after = workspace.snapshot()
-    assert set(after) == set(before)
-    changed = {name for name in after if after[name] != before[name]}
-    assert changed == {name for name in after if "/c2." in name}
-
-
-def test_killed_server_is_a_crash_in_log_and_figure(workspace: Workspace) -> None:
-    """The server killed in a point: that point has crashed, a new server measures the next, a rerun the gap."""
-    workspace.configure(lambda config: config["benchmarks"]["demo"]["concurrency"].extend([8, 16]))
-    before = workspace.snapshot()
-    assert workspace.planned()["point"] == 2
-    running = workspace.start()
-    wait_until(lambda: point_starts(workspace, 8), "the new point starts")
-    for server in workspace.servers():
-        for process in [*server.children(recursive=True), server]:
-            process.kill()
-    assert running.wait() == 1
-    assert levels_of(workspace.points()) == [*LEVELS, 16]
-    failure = json.loads(next(iter(workspace.failures().values())).read_text())
-    assert failure["point"]["concurrency"] == 8
-    assert failure["failure"]["kind"] == "crash"
-    assert "starting the server again (1 of 1)" in run_log(workspace)
-    assert ">crash<" in (workspace.path / "results/figures/local/output_throughput.svg").read_text()
-
-    assert workspace.planned()["point"] == 1
-    workspace.run()
-    assert levels_of(workspace.points()) == [*LEVELS, 8, 16]
-    after = workspace.snapshot()
-    assert {name: after[name] for name in before} == before
 
 
 def test_killed_snakemake_and_killed_sweep(workspace: Workspace) -> None:
