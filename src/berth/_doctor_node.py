@@ -12,6 +12,7 @@ from packaging.version import Version
 
 from berth.checkup import Result, fail, ok, warn
 from berth.errors import BerthError
+from berth.network import check_certificates
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
@@ -86,6 +87,18 @@ def proxy_checks(environ: Mapping[str, str], store_url: str) -> Iterator[Result]
             "reached without it" if _bypassed(store, exempt) else "reached through it; add it to no_proxy if it is near"
         )
         yield ok(f"proxy: the object store {store} is {way}")
+
+
+def certificate_checks(ca_bundle: str, platform: str) -> Iterator[Result]:
+    """Whether the site's own certificates can be read on this node; nothing where the platform names none."""
+    if not ca_bundle:
+        return
+    try:
+        count = check_certificates(ca_bundle, f"config/platforms/{platform}.yaml")
+    except BerthError as error:
+        yield fail(f"certificates: {error}", "containers would not start without the file, and downloads would fail")
+        return
+    yield ok(f"certificates: {ca_bundle} has {count}")
 
 
 def _host(address: str) -> str:

@@ -95,6 +95,14 @@ def subordinate_ids(folder: Path = Path("/etc"), user: str | None = None, uid: i
         yield fail("newuidmap is not on PATH", "as root: install the package uidmap (shadow-utils)")
 
 
+def skopeo_check(environ: Mapping[str, str] | None = None) -> Result:
+    """Whether images can be copied and looked up here."""
+    version = ask("skopeo", "--version", environ=environ)
+    if not version.good:
+        return fail("images: skopeo is not on PATH", _MODULE)
+    return ok(f"images: {version.out.strip()}")
+
+
 def apptainer_checks(environ: Mapping[str, str] | None = None) -> Iterator[Result]:
     """Apptainer is there, and may be root inside its containers."""
     result = apptainer_version(environ)

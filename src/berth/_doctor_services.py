@@ -50,19 +50,30 @@ def _store_failed(error: BerthError) -> Result:
     return fail(f"object store: {error}", "nothing can be staged before it answers")
 
 
-def registry_checks(references: Sequence[str]) -> Iterator[Result]:
-    """Whether the registries of the images answer; `references` are REGISTRY/NAME:TAG."""
+def registry_checks(references: Sequence[str], site: str = "") -> Iterator[Result]:
+    """Whether the registries of the images answer; `references` are REGISTRY/NAME:TAG, `site` the host of the site's.
+
+    Whether it has the images, and wants a login for them, shows when they are mirrored.
+    """
+    if site:
+        # It may speak HTTP, or have a certificate of the site's own CA: the platform file says so to those who pull.
+        problems = [unreachable(f"{scheme}://{site}/v2/") for scheme in ("https", "http")]
+        if any(problem is None or "CERTIFICATE_VERIFY_FAILED" in problem for problem in problems):
+            yield ok(f"registry {site} of this site answers")
+        else:
+            yield fail(f"registry {site} of this site does not answer: {problems[0]}", "correct registry.host, or ask")
     for host in sorted({reference.split("/", 1)[0] for reference in references}):
         # The name that people write is not the one that answers.
         answering = "registry-1.docker.io" if host == "docker.io" else host
         scheme = "http" if host.split(":")[0] in ("localhost", "127.0.0.1") else "https"
         problem = unreachable(f"{scheme}://{answering}/v2/")
+        where = "where the site's registry has the images" if site else "where images must be on the cluster already"
         if problem is None:
             yield ok(f"registry {host} answers")
         else:
             yield warn(
                 f"registry {host} does not answer: {problem}",
-                "right behind an air gap, where images must be on the cluster already; else check the proxy variables",
+                f"right behind an air gap, {where}; else check the proxy variables",
             )
 
 

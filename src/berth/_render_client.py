@@ -34,6 +34,7 @@ def _client(rendering: Rendering, use: Use) -> str:
         + comment("The server is never behind a proxy.")
         + exports({"no_proxy": "*", "NO_PROXY": "*"}),
         parts.staged(rendering, (use.dataset, how)) + parts.devices_there(rendering, container),
+        parts.job_devices(rendering, container),
         working_folder(rendering),
         parts.container_name(rendering),
         parts.command(rendering, container),

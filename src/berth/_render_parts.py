@@ -14,11 +14,14 @@ from berth.container import (
     apptainer_env,
     apptainer_places,
     podman_argv,
+    podman_devices,
     podman_program,
     process_argv,
     render_shell,
     stop_argvs,
 )
+from berth.gpus import ON_NODE, PODMAN_READS, VISIBLE
+from berth.resources import accelerators_per_node
 from berth.shelltext import comment, exports, must, quote, required
 
 if TYPE_CHECKING:
@@ -26,9 +29,17 @@ if TYPE_CHECKING:
 
     from berth.rendering import Rendering
 
+# A word of stage.sh, what it brings where, and its commands.
+Step = tuple[str, str, str]
+
 # As a sweep asks by default (sweep.stop_grace_s).
 _GRACE_S = 20.0
 _MAKE_KEY = "is not set; export a key of your own, such as openssl rand -hex 32 prints"
+
+
+def by_workflow(rendering: Rendering, target: Path) -> str:
+    """The command that lets Berth make a file."""
+    return f"cd {quote(str(rendering.root))}\n{rendering.workflow(target)}\n"
 
 
 def environment(rendering: Rendering, container: Container) -> str:
@@ -131,6 +142,34 @@ def container_name(rendering: Rendering) -> str:
     return f'NAME="berth-{rendering.deployment.name}-${{SLURM_JOB_ID:-${{FLUX_JOB_ID:-${{FLUX_ENCLOSING_ID:-$$}}}}}}"\n'
 
 
+def job_devices(rendering: Rendering, container: Container) -> str:
+    """Names the job's own accelerators to the container, where the deployment leaves some of the node to others."""
+    runtime = rendering.platform.runtime
+    if container.accelerator == "none" or not rendering.shares_node or runtime == "process":
+        return ""
+    if runtime == "apptainer":
+        return (
+            comment("The job may own only some of the node's accelerators; --cleanenv would drop what says which.")
+            + f"for name in {' '.join(VISIBLE)}; do\n"
+            + '  [ -z "${!name:-}" ] || export "APPTAINERENV_$name=${!name}"\ndone\n'
+        )
+    text = comment(
+        "The job may own only some of the node's accelerators, and Podman leaves the job's own limits, so that its own "
+        "are named by their numbers on the node. Outside a job all are passed."
+    )
+    names = " ".join([*ON_NODE, *PODMAN_READS[container.accelerator]])
+    text += f'NUMBERS=\nfor name in {names}; do\n  NUMBERS="${{NUMBERS:-${{!name:-}}}}"\ndone\n'
+    text += f"DEVICES=({' '.join(podman_devices(container.accelerator))})\n"
+    if container.accelerator == "rocm":
+        return text + '[ -z "$NUMBERS" ] || DEVICES+=("--env=HIP_VISIBLE_DEVICES=$NUMBERS")\n'
+    one = podman_devices("cuda", ("$number",))[0]
+    return (
+        text
+        + '[ -z "$NUMBERS" ] || DEVICES=()\n'
+        + f'for number in ${{NUMBERS//,/ }}; do\n  DEVICES+=("{one}")\ndone\n'
+    )
+
+
 def devices_there(rendering: Rendering, container: Container) -> str:
     """Checks that the accelerators can be passed in."""
     if rendering.platform.runtime == "podman" and container.accelerator == "cuda":
@@ -149,10 +188,17 @@ def devices_there(rendering: Rendering, container: Container) -> str:
 
 def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
     """Checks that what stage.sh brings is there; `more` are further paths and what makes each."""
-    text = must(f"[ -d {quote(str(rendering.model_dir))} ]", f"no model at {rendering.model_dir}: run stage.sh model")
+    text = ""
+    if rendering.recipe.expects.models_dir:
+        text = must(
+            f"[ -d {quote(str(rendering.model_dir))} ]", f"no model at {rendering.model_dir}: run stage.sh model"
+        )
     if rendering.platform.runtime != "podman":
         path = quote(str(rendering.image_path))
         text += must(f"[ -e {path} ]", f"no image at {rendering.image_path}: run stage.sh image")
+    if rendering.platform.network and rendering.platform.network.ca_bundle:
+        bundle = rendering.platform.network.ca_bundle
+        text += must(f"[ -r {quote(bundle)} ]", f"no certificates at {bundle} on this node: network.ca_bundle names it")
     for path_, how in more:
         text += must(f"[ -e {quote(str(path_))} ]", f"{path_} is not there: {how}")
     return text
@@ -160,8 +206,8 @@ def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
 
 def allocation(rendering: Rendering) -> str:
     """How a person gets the nodes on which the scripts run; an empty text where no scheduler is asked."""
-    platform, nodes = rendering.platform, rendering.deployment.nodes
-    count = platform.accelerator.per_node
+    platform, nodes = rendering.platform, rendering.deployment.job_nodes
+    count = accelerators_per_node(rendering.deployment, platform)
     if platform.slurm:
         slurm = platform.slurm
         words = ["salloc", f"--nodes={nodes}"]

@@ -20,6 +20,7 @@ def server_script(rendering: Rendering) -> str:
         parts.secrets(rendering, container),
         parts.environment(rendering, container),
         parts.staged(rendering) + parts.devices_there(rendering, container),
+        parts.job_devices(rendering, container),
         working_folder(rendering),
         parts.container_name(rendering) + parts.stop_trap(rendering, container),
         _start(rendering, parts.command(rendering, container)),

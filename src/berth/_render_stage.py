@@ -6,7 +6,9 @@ import shlex
 from typing import TYPE_CHECKING
 
 from berth import _render_parts as parts
+from berth._render_image import image_steps
 from berth.container import render_shell
+from berth.network import network_env
 from berth.shelltext import comment, exports, must, quote, script
 
 if TYPE_CHECKING:
@@ -18,13 +20,29 @@ _NO_GIT = ["--exclude", ".git*", "--exclude", ".cache/*"]
 # Compares a folder with the manifest that Berth writes beside a model in the store, through sha256sum.
 _LIST_SUMS = 'import json, sys; [print(f["sha256"], "", f["path"]) for f in json.load(sys.stdin)["files"]]'
 
-Step = tuple[str, str, str]
-
 
 def stage_script(rendering: Rendering) -> str:
     """The script with one step per word: `bash stage.sh model`."""
-    steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
-    steps += _image_steps(rendering)
+    steps = []
+    if rendering.recipe.expects.models_dir:
+        steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
+    return _script(rendering, steps + image_steps(rendering))
+
+
+def push_script(rendering: Rendering) -> str:
+    """The script for a cluster that takes model and image by itself, once the model is in the store."""
+    receipt = rendering.results / "store" / rendering.platform.name / f"{rendering.model.name}.json"
+    place = f"s3://{rendering.platform.store.bucket}/{_prefix(rendering)}"
+    body = comment("By Berth, because a model without its manifest in the store is not taken there.")
+    body += parts.by_workflow(rendering, receipt)
+    return _script(rendering, [("push", f"the model into {place}, from the hub", body)])
+
+
+def _prefix(rendering: Rendering) -> str:
+    return "/".join(part for part in (rendering.platform.store.prefix.strip("/"), rendering.model.repo) if part)
+
+
+def _script(rendering: Rendering, steps: list[parts.Step]) -> str:
     told = [f"    bash stage.sh {name:<9}{what}" for name, what, _ in steps]
     cases = "".join(f"  {name})\n{_indented(body)}    ;;\n" for name, _, body in steps)
     names = "|".join(name for name, _, _ in steps)
@@ -36,31 +54,32 @@ def stage_script(rendering: Rendering) -> str:
             *told,
         ),
         parts.beginning(rendering),
+        _network(rendering),
         f'case "${{1:-}}" in\n{cases}  *)\n    echo "usage: bash stage.sh {names}" >&2\n    exit 2\n    ;;\nesac\n',
     )
+
+
+def _network(rendering: Rendering) -> str:
+    network = rendering.platform.network
+    if network is None:
+        return ""
+    return comment("How this site reaches the outside, and whom it trusts.") + exports(network_env(network))
 
 
 def _indented(text: str) -> str:
     return "".join(f"    {line}\n" if line else "\n" for line in text.splitlines())
 
 
-def _by_berth(rendering: Rendering) -> list[Step]:
+def _by_berth(rendering: Rendering) -> list[parts.Step]:
     receipt = rendering.results / "staged" / rendering.platform.name / f"{rendering.model.name}.json"
     body = comment("The store of this platform lives only while a rule of Berth uses it.")
-    return [
-        ("model", f"the model into {rendering.model_dir}", body + _workflow(rendering, rendering.workflow(receipt)))
-    ]
+    return [("model", f"the model into {rendering.model_dir}", body + parts.by_workflow(rendering, receipt))]
 
 
-def _workflow(rendering: Rendering, command: str) -> str:
-    return f"cd {quote(str(rendering.root))}\n{command}\n"
-
-
-def _model_steps(rendering: Rendering) -> list[Step]:
+def _model_steps(rendering: Rendering) -> list[parts.Step]:
     model, store = rendering.model, rendering.platform.store
     local = rendering.results / "models" / model.name / "files"
-    prefix = "/".join(part for part in (store.prefix.strip("/"), model.repo) if part)
-    place = f"s3://{store.bucket}/{prefix}"
+    place = f"s3://{store.bucket}/{_prefix(rendering)}"
     options = ["--endpoint-url", store.endpoint_url, "--region", store.region]
     credentials = exports(_AWS) + must(
         '[ -n "${AWS_ACCESS_KEY_ID:-}${AWS_PROFILE:-}" ]',
@@ -69,7 +88,7 @@ def _model_steps(rendering: Rendering) -> list[Step]:
     if model.source == "hub":
         download = _download(rendering, str(local))
     else:
-        download = _workflow(rendering, rendering.workflow(local.with_name("manifest.json")))
+        download = parts.by_workflow(rendering, local.with_name("manifest.json"))
     push = render_shell(["aws", "s3", "sync", str(local), f"{place}/", *_NO_GIT, *options], quote)
     pull = render_shell(["aws", "s3", "sync", f"{place}/", str(rendering.model_dir), *options], quote)
     show = shlex.join(["aws", "s3", "cp", f"{place}.manifest.json", "-", *options])
@@ -102,23 +121,3 @@ def _download(rendering: Rendering, local: str) -> str:
             f"{model.repo} is gated: export HF_TOKEN of an account that accepted its licence, or run hf auth login",
         )
     return text + render_shell([*argv, "--local-dir", local], quote)
-
-
-def _image_steps(rendering: Rendering) -> list[Step]:
-    container, runtime = rendering.server.container, rendering.platform.runtime
-    path = str(rendering.image_path)
-    if container.kind == "environment":
-        version = rendering.deployment.version
-        receipt = rendering.results / "images" / rendering.platform.name / f"{rendering.recipe.name}-{version}.json"
-        body = comment(f"Built from src/berth/locks/{container.image}, every package at one version.")
-        return [("image", f"the environment into {path}", body + _workflow(rendering, rendering.workflow(receipt)))]
-    if runtime == "podman":
-        pull = [*parts.podman(rendering), "pull", container.pinned_image]
-        body = parts.without_session() + " ".join(map(quote, pull)) + "\n"
-        return [("image", "on each node of the job: into the storage of Podman", body)]
-    partial = f"{path}.partial"
-    build = shlex.join(["apptainer", "build", "--force", partial, f"docker://{container.pinned_image}"])
-    body = parts.apptainer_folders(rendering) + f"mkdir -p {quote(str(rendering.image_path.parent))}\n"
-    body += comment("Under another name first: a build that breaks off leaves no image that looks whole.")
-    body += f"{build}\nmv {quote(partial)} {quote(path)}\n"
-    return [("image", f"once per cluster: {path}", body)]

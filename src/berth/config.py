@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from berth.kubernetes import Kubernetes
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,17 @@ class Store:
 
 
 @dataclass(frozen=True)
+class Registry:
+    """The site's registry of container images; `ca_file` and `auth_file` are paths, "" where nothing is set."""
+
+    host: str
+    prefix: str = ""
+    tls_verify: bool = True
+    ca_file: str = ""
+    auth_file: str = ""
+
+
+@dataclass(frozen=True)
 class RecipeSettings:
     """What a platform sets for one recipe, and why."""
 
@@ -139,6 +153,15 @@ class Flux(Queue):
 
 
 @dataclass(frozen=True)
+class Host:
+    """One machine of several that no scheduler gives: `run` is what goes before a command so that it runs there."""
+
+    name: str
+    address: str
+    run: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RuntimeSettings:
     """What a site adds to its container runtime.
 
@@ -148,6 +171,16 @@ class RuntimeSettings:
 
     options: tuple[str, ...] = ()
     storage: str = ""
+
+
+@dataclass(frozen=True)
+class Network:
+    """How a site reaches the outside; `ca_bundle` is the path of a PEM file on every node."""
+
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: tuple[str, ...] = ()
+    ca_bundle: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,8 +203,13 @@ class Platform:
     description: str = ""
     slurm: Slurm | None = None
     flux: Flux | None = None
+    interface: str = ""
+    hosts: tuple[Host, ...] = ()
+    registry: Registry | None = None
     container: RuntimeSettings = field(default_factory=RuntimeSettings)
     modules: tuple[str, ...] = ()
+    network: Network | None = None
+    kubernetes: Kubernetes | None = None
 
     @property
     def queue(self) -> Queue | None:
@@ -189,11 +227,18 @@ class Deployment:
     platform: str
     version: str
     nodes: int = 1
+    client_nodes: Literal[0, 1] = 0
     tensor_parallel: int = 1
     pipeline_parallel: int = 1
     args: dict[str, Any] = field(default_factory=dict)
     env: dict[str, str | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     reason: str = ""
+
+    @property
+    def job_nodes(self) -> int:
+        """Nodes of the job: those of the server, and the client's own."""
+        return self.nodes + self.client_nodes
 
 
 @dataclass(frozen=True)

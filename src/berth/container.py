@@ -28,6 +28,9 @@ PROCESS_KEEPS = (
     *_SITE,
     *(name.upper() for name in _SITE),
     *_SITE_CA,
+    # A job may own only some of the node's accelerators.
+    "*_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
 )
 # Variables of a login session that is over, or is another node's, when a job runs.
 SESSION_VARIABLES = (
@@ -56,7 +59,8 @@ class Container:
     """One service or client, ready to be started.
 
     `kind` is "container" for an image, with `image` its reference and `digest` "sha256:..." or "", and "environment"
-    for a plain process in an environment whose lock is `image`. `accelerator` is the devices that are passed in.
+    for a plain process in an environment whose lock is `image`. `accelerator` is the devices that are passed in,
+    `device_flags` Podman's for a job that owns only some of them (berth.gpus).
     """
 
     name: str
@@ -70,6 +74,7 @@ class Container:
     accelerator: Literal["cuda", "rocm", "none"] = "none"
     secret_env: tuple[str, ...] = ()
     mounts: tuple[Mount, ...] = field(default=())
+    device_flags: tuple[str, ...] = ()
 
     @property
     def pinned_image(self) -> str:
@@ -106,11 +111,22 @@ def podman_argv(
     if expects.shm_gib and expects.ipc != "host":
         argv.append(f"--shm-size={expects.shm_gib}g")
     argv.append(f"--entrypoint={container.entrypoint}")
-    argv += _PODMAN_DEVICES[container.accelerator]
+    argv += (container.device_flags if container.accelerator != "none" else ()) or podman_devices(container.accelerator)
     argv += [f"--env={name}={value}" for name, value in container.env.items()]
     argv += [f"--env={name}" for name in container.secret_env]
     argv += [f"--volume={_bind(mount)}" for mount in container.mounts]
     return [*argv, *options, f"--workdir={expects.workdir}", container.pinned_image, *container.args]
+
+
+def podman_devices(accelerator: str, numbers: Sequence[str] = ()) -> tuple[str, ...]:
+    """Podman's flags for all accelerators of the node, or for those with these numbers."""
+    every = tuple(_PODMAN_DEVICES[accelerator])
+    if not numbers:
+        return every
+    if accelerator == "cuda":
+        return tuple(f"--device=nvidia.com/gpu={number}" for number in numbers)
+    # Ray refuses ROCR_VISIBLE_DEVICES, and vLLM sets this one for its own workers.
+    return (*every, f"--env=HIP_VISIBLE_DEVICES={','.join(numbers)}")
 
 
 def apptainer_argv(container: Container, sif: str | Path, *, options: Sequence[str] = ()) -> list[str]:

@@ -26,6 +26,19 @@ def fsync_dir(path: Path) -> None:
             os.close(fd)
 
 
+def fsync_file(path: Path) -> None:
+    """Make what another program wrote into a file durable.
+
+    Raises:
+        OSError: as the file system says.
+    """
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """An open binary file that becomes `path` when the block ends, and is removed when the block raises.

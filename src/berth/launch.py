@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker
+from berth.config import Network
 from berth.container import Container, Mount
+from berth.container_image import ensure_loaded
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
+from berth.gpus import Share, share_of, shares_node
 from berth.holder import job_id
+from berth.image_history import require_same_image
+from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
+from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
 from berth.ready import Checks
 from berth.recipes import load_recipe
@@ -28,6 +34,8 @@ from berth.sockets import free_port
 from berth.trial import SCRIPT, try_container
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from berth.diagnose import KnownFailure
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
@@ -50,6 +58,8 @@ class Deployed:
     dataset_path: Path
     scratch: Path
     logs: Path
+    # Which node of a server over several this is; None in a sweep, which is none of them.
+    place: Place | None = None
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -64,13 +74,33 @@ class Deployed:
 
     @property
     def server_log(self) -> Path:
-        """What the server prints, all servers of the run one after the other."""
-        return self.logs / "server.log"
+        """What the server prints, all servers of the run one after the other; on several nodes, on this one."""
+        return self.logs / "server.log" if self.place is None else self.node_log(self.place.rank)
+
+    def node_log(self, rank: int) -> Path:
+        """What a server over several nodes prints on one of them."""
+        return self.logs / f"server.node{rank}.log"
 
     @property
     def client_log(self) -> Path:
         """What the benchmark client prints."""
         return self.logs / "client.log"
+
+    def job_nodes(self) -> tuple[Node, ...]:
+        """The nodes of the server, and after them that of the client; none where this node alone has both."""
+        deployment = self.request.deployment
+        count = deployment["nodes"] + deployment["client_nodes"]
+        return job_nodes(self.request.platform_settings, count) if self.spread else ()
+
+    @property
+    def spread(self) -> bool:
+        """Whether the job has more than one node, so that agents start the server."""
+        return bool(self.request.deployment["nodes"] + self.request.deployment["client_nodes"] > 1)
+
+    @property
+    def exchange(self) -> Path:
+        """Where the client leaves its results: on a file system that both nodes have, where it has its own node."""
+        return (self.logs / "client").absolute() if self.request.deployment["client_nodes"] else self.scratch
 
     def log_name(self, log: Path) -> str:
         """A log's path relative to the folder of results, as records hold it."""
@@ -93,7 +123,7 @@ class Deployed:
         Raises:
             BerthError: cause and remedy; nothing was started that still runs.
         """
-        resolved = self._resolved(self.request.platform_settings["ports"][0], token)
+        resolved = self.resolved(self.request.platform_settings["ports"][0], token)
         container = resolved.container
         check_node(self.on, container, self.model_dir, platform=self.request.platform)
         if self.on.runtime == "process":
@@ -113,16 +143,22 @@ class Deployed:
 
     def launch(self, port: int, key: str, token: str) -> Launch:
         """The server's start on a port; the files that the recipe declares are written."""
-        resolved = self._resolved(port, token)
+        resolved = self.resolved(port, token)
         self._write_files(resolved)
-        return self._launch(self._command(resolved.container, self._server_secrets(key), token), port)
+        return self.launch_of(resolved.container, port, key, token)
+
+    def launch_of(self, container: Container, port: int, key: str, token: str) -> Launch:
+        """The start of one container of the server; the port is where it listens."""
+        return self._launch(self._command(container, self._server_secrets(key), token), port)
 
     def _write_files(self, resolved: Resolved) -> None:
         for file in resolved.files:
             write_text(file.path, file.text, mode=0o600)
 
     def _server_secrets(self, key: str) -> dict[str, str]:
-        return {self.recipe.server_key: key} if self.recipe.server_key else {}
+        return ({self.recipe.server_key: key} if self.recipe.server_key else {}) | further_secrets(
+            self.recipe, os.environ
+        )
 
     def _launch(self, started: Command, port: int) -> Launch:
         return Launch(
@@ -136,12 +172,16 @@ class Deployed:
             stop=started.stop,
         )
 
-    def client(self, port: int, key: str, token: str) -> tuple[Command, Command]:
-        """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end."""
-        resolved = self._resolved(port, token)
+    def client(self, key: str, token: str, node: Node | None) -> tuple[Command, Command]:
+        """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end.
+
+        It runs on `node` where it has one of its own.
+        """
+        resolved = self.resolved(0, token)
+        self.exchange.mkdir(parents=True, exist_ok=True)
         paths = (WORKER, self.dataset_path, self.model_dir)
         mounts = (*(Mount(str(path), str(path), read_only=True) for path in paths),)
-        mounts = (*mounts, Mount(str(self.scratch), str(self.scratch)))
+        mounts = (*mounts, *(Mount(str(path), str(path)) for path in dict.fromkeys((self.scratch, self.exchange))))
         python = client_container(
             self.recipe,
             resolved.container,
@@ -152,9 +192,18 @@ class Deployed:
         python = replace(python, env={**python.env, **_CLIENT_ENV})
         program = replace(python, entrypoint=self.recipe.client(self.request.deployment["version"]).command[0])
         secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
-        return (
-            self._command(python, secrets, token, role="client"),
-            self._command(program, secrets, token, role="client"),
+        started = [self._command(each, secrets, token, role="client") for each in (python, program)]
+        first, second = [self._on_node(each, node) for each in started] if node else started
+        return first, second
+
+    def _on_node(self, started: Command, node: Node) -> Command:
+        names = [*started.env, *started.secret_env]
+        start = client_start(self.request.platform_settings, node, str(self.scratch), names)
+        return replace(
+            started,
+            argv=(*start, *started.argv),
+            env={**scheduler_environment(os.environ), **started.env},
+            stop=tuple((*start, *each) for each in started.stop),
         )
 
     def _command(
@@ -171,15 +220,23 @@ class Deployed:
             role=role,
         )
 
-    def _resolved(self, port: int, token: str) -> Resolved:
+    def resolved(self, port: int, token: str) -> Resolved:
+        """The server's container on this node."""
         request = self.request
+        place = self.place or Place(rank=0, head_address="", node_address="", node_interface="", cluster_port=0)
         deployment = request.deployment
         settings = request.platform_settings
+        accelerator = settings["accelerator"]
+        site = at_site(Site(**request.site), Network(**settings["network"]))
+        ranks = deployment["tensor_parallel"] * deployment["pipeline_parallel"]
+        share = Share()
+        if shares_node(ranks, deployment["nodes"], accelerator["per_node"]):
+            share = share_of(settings["runtime"], accelerator["kind"], os.environ)
         cache = self.scratch / "cache"
         cache.mkdir(parents=True, exist_ok=True)
         return resolve(
             self.recipe,
-            accelerator=settings["accelerator"]["kind"],
+            accelerator=accelerator["kind"],
             version=deployment["version"],
             platform_name=request.platform,
             model_path=self.model_dir,
@@ -189,15 +246,22 @@ class Deployed:
             cache_dir=cache,
             files_dir=self.scratch / "files",
             name=_container_name(request, token),
-            device=settings["accelerator"]["name"],
+            device=accelerator["name"],
+            site=replace(site, common_env={**site.common_env, **share.env}),
+            device_flags=share.podman_flags,
             mode=request.benchmark["mode"],
-            site=Site(**request.site),
             deployment_args=deployment["args"],
             deployment_env=deployment["env"],
             deployment_reason=deployment["reason"],
+            inputs=deployment["inputs"],
             nodes=deployment["nodes"],
             tensor_parallel=deployment["tensor_parallel"],
             pipeline_parallel=deployment["pipeline_parallel"],
+            node_rank=place.rank,
+            head_address=place.head_address,
+            node_address=place.node_address,
+            node_interface=place.node_interface,
+            cluster_port=str(place.cluster_port),
         )
 
 
@@ -212,17 +276,21 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     dataset = _receipt(request.dataset_receipt)
     _same_model(request, model)
     wanted = request.definition["image"]["digest"]
-    if wanted and image["digest"] != wanted:
+    if wanted and wanted not in (image["digest"], image.get("index_digest")):
         raise BerthError(
             f"{request.image_receipt}: the staged image has digest {image['digest']}, but the run is defined with "
             f"{wanted}. Delete this receipt, so that the image is staged again."
         )
+    network = Network(**request.platform_settings["network"])
+    check_certificates(network.ca_bundle, f"config/platforms/{request.platform}.yaml")
+    require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
     dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
     for path, receipt in ((model_dir, request.model_receipt), (dataset_path, request.dataset_receipt)):
         if not path.exists():
             raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
-    scratch = Path(request.platform_settings["scratch_dir"]).expanduser().absolute() / "berth" / request.id.key
+    scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
+    scratch = scratch_dir / "berth" / request.id.key
     try:
         scratch.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -231,11 +299,30 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
             f"{socket.gethostname()}: {error.strerror}. On a disk that users share, put "
             "$USER into the path, so that it is a folder of your own."
         ) from None
+    host = host or Host.here(request.platform_settings, request.platform)
+    ensure_loaded(
+        image,
+        receipt_path=request.image_receipt,
+        scratch_dir=scratch_dir,
+        env=host.environ,
+        program=host.podman,
+    )
     logs = Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
-    host = host or Host.here(request.platform_settings, request.platform)
     return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs)
+
+
+def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:
+    """The values of a recipe's other secrets, which its users export.
+
+    Raises:
+        BerthError: one is not set.
+    """
+    for name, what in recipe.further_secrets.items():
+        if not environ.get(name):
+            raise BerthError(f"{recipe.file}: secrets.further: the variable {name} is not set. Export it: {what}")
+    return {name: environ[name] for name in recipe.further_secrets}
 
 
 def _receipt(path: str) -> dict[str, Any]:

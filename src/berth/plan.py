@@ -7,12 +7,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
+from berth.image_request import request_of
 from berth.jobs import Jobs
 from berth.parts import levels_of
 from berth.record import peek
-from berth.spec import Definition, Unpinned, define
+from berth.resources import step_options
+from berth.spec import Definition, Unmeasurable, define, image_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +56,7 @@ class Plan:
     spooled: frozenset[str]
     attempts: dict[str, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
-    unpinned: tuple[str, ...] = ()
+    unmeasurable: tuple[str, ...] = ()
 
     def require_measurable(self) -> None:
         """Do nothing if every run that is asked for can be measured.
@@ -61,10 +64,10 @@ class Plan:
         It is asked by what measures or draws; what only looks, such as `render`, does without.
 
         Raises:
-            BerthError: a model is not pinned, or a point does not fit into the longest job of the site.
+            BerthError: no commit, no benchmark client, or a point that does not fit into the site's longest job.
         """
-        if self.unpinned:
-            raise BerthError(self.unpinned[0])
+        if self.unmeasurable:
+            raise BerthError(self.unmeasurable[0])
         self.jobs.require_fitting()
 
     @cached_property
@@ -167,10 +170,15 @@ class Plan:
                 "host": settings.host,
                 "ports": list(settings.ports),
                 "scratch_dir": settings.scratch_dir,
+                "scheduler": settings.scheduler,
+                "interface": settings.interface,
+                "hosts": [asdict(host) for host in settings.hosts],
+                "step_options": step_options(deployment, settings),
                 "warn_s": settings.queue.warn_s if settings.queue else 0,
                 "modules": list(settings.modules),
                 "options": list(settings.container.options),
                 "storage": settings.container.storage,
+                "network": asdict(settings.network or Network()),
             },
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,
@@ -181,11 +189,14 @@ class Plan:
 
     def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """Reference, digest and kind of the image of a recipe's version on a platform."""
-        for run in self.runs.values():
-            deployment = run.deployment
-            if (deployment.platform, deployment.recipe, deployment.version) == (platform, recipe, version):
-                return run.definition.image
+        for each in self.config.deployments.values():
+            if (each.platform, each.recipe, each.version) == (platform, recipe, version):
+                return image_of(self.config, each, self.root)
         raise BerthError(f"no deployment on {platform} uses recipe {recipe} {version}.")
+
+    def image_request(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
+        """The fields of image_request.ImageRequest; empty where the image is an environment."""
+        return request_of(self.image(platform, recipe, version), recipe, self.config.platforms[platform])
 
 
 def make_plan(config: Config, root: Path) -> Plan:
@@ -193,11 +204,11 @@ def make_plan(config: Config, root: Path) -> Plan:
 
     Raises:
         BerthError: a deployment cannot be defined, or a file in results is no record that this version can read.
-            An unpinned model is no error here: see Plan.require_measurable.
+            What cannot be measured is no error here: see Plan.require_measurable.
     """
     results = root / config.results
-    unpinned: list[str] = []
-    runs = {run.id.key: run for run in _runs(config, root, unpinned)}
+    unmeasurable: list[str] = []
+    runs = {run.id.key: run for run in _runs(config, root, unmeasurable)}
     existing = frozenset(_records(results / "points", set(config.experiments)))
     return Plan(
         config=config,
@@ -207,11 +218,11 @@ def make_plan(config: Config, root: Path) -> Plan:
         spooled=frozenset(_spooled(results / "spool", runs)) - existing,
         attempts=_attempts(results / "sweeps"),
         failures=tuple(sorted(_keys(results / "failures", set(config.experiments)))),
-        unpinned=tuple(unpinned),
+        unmeasurable=tuple(unmeasurable),
     )
 
 
-def _runs(config: Config, root: Path, unpinned: list[str]) -> list[Run]:
+def _runs(config: Config, root: Path, unmeasurable: list[str]) -> list[Run]:
     runs: list[Run] = []
     for experiment in config.experiments.values():
         if config.select and experiment.name not in config.select:
@@ -224,8 +235,8 @@ def _runs(config: Config, root: Path, unpinned: list[str]) -> list[Run]:
                 continue
             try:
                 definition = define(config, deployment, benchmark, root)
-            except Unpinned as error:
-                unpinned.append(str(error))
+            except Unmeasurable as error:
+                unmeasurable.append(str(error))
                 continue
             if definition.id in seen:
                 raise BerthError(

@@ -7,17 +7,18 @@ import socket
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import boto3
 from huggingface_hub import get_token
 
 from berth.disk import require_space
 from berth.errors import BerthError
+from berth.network import check_certificates
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
-    from berth.config import Model, Platform
+    from berth.config import Deployment, Model, Platform
     from berth.plan import Plan
 
 _CONNECT_S = 10.0
@@ -35,16 +36,19 @@ def preflight(plan: Plan) -> None:
     if not runs:
         return
     platform = plan.config.platforms[plan.config.platform]
+    if platform.kubernetes:
+        raise BerthError(
+            f"config/platforms/{platform.name}.yaml: scheduler: kubernetes: this version of Berth measures nothing on "
+            "Kubernetes. `snakemake render` writes the values and the commands that put a server there by hand."
+        )
+    if platform.network:
+        check_certificates(platform.network.ca_bundle, f"config/platforms/{platform.name}.yaml")
     results = plan.root / plan.config.results
     for name in sorted({run.deployment.model for run in runs}):
         if not (results / "staged" / platform.name / f"{name}.json").exists():
             _check_model(plan.config.models[name], platform, results)
-    if any(run.definition.image["kind"] != "environment" for run in runs):
-        raise BerthError(
-            f"config/platforms/{platform.name}.yaml: runtime: {platform.runtime}: this version of Berth measures in "
-            "environments (runtime process) only, because it does not bring container images onto a cluster. "
-            "`snakemake render` writes the commands to run by hand."
-        )
+    for run in runs:
+        _check_image(run.definition.image, run.deployment, platform, results)
     if plan.takes_machine:
         free_port(platform.host, *platform.ports, key=f"config/platforms/{platform.name}.yaml: server.ports")
 
@@ -66,6 +70,23 @@ def _check_model(model: Model, platform: Platform, results: Path) -> None:
         _check_answers(
             platform.store.endpoint_url, f"{where}.endpoint_url", "Correct it, or ask the store's operators."
         )
+
+
+def _check_image(image: dict[str, Any], deployment: Deployment, platform: Platform, results: Path) -> None:
+    where = f"config/platforms/{platform.name}.yaml"
+    wanted = ("podman", "apptainer") if image["kind"] == "container" else ("process",)
+    if platform.runtime not in wanted:
+        what = "a container image" if image["kind"] == "container" else "an environment"
+        raise BerthError(
+            f"{where}: runtime: {platform.runtime}: {image['reference']} of {deployment.name} is {what}, which is "
+            f"measured under runtime {' or '.join(wanted)}. Correct runtime, or leave its experiments out with select."
+        )
+    receipt = f"{deployment.recipe}-{deployment.version}.json"
+    mirrored = results / "mirrored" / platform.name / receipt
+    staged = results / "images" / platform.name / receipt
+    if platform.registry and image["kind"] == "container" and not (mirrored.exists() and staged.exists()):
+        remedy = "Correct it, or ask the registry's operators."
+        _check_answers(f"https://{platform.registry.host}", f"{where}: registry.host", remedy)
 
 
 def _check_hub(model: Model) -> None:

@@ -25,6 +25,7 @@ STANDARD_VALUES = frozenset(
         "host",
         "model",
         "node_address",
+        "node_interface",
         "node_rank",
         "nodes",
         "pipeline_parallel",
@@ -54,12 +55,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Image:
-    """A container image by reference and, where known, digest; or an environment that a lock pins."""
+    """A container image by reference and, where known, digest; or an environment that a lock pins.
+
+    Of an environment, `package` is the one that the lock is named after and `size_bytes` what it takes when installed.
+    """
 
     kind: Literal["container", "environment"]
     reference: str = ""
     digest: str = ""
     lock: str = ""
+    package: str = ""
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class Recipe:
     failures: tuple[KnownFailure, ...]
     server_key: str = ""
     client_key: str = ""
-    further_secrets: tuple[str, ...] = ()
+    further_secrets: dict[str, str] = field(default_factory=dict)
 
     def version(self, name: str) -> ServiceVersion:
         """One version.
@@ -194,6 +200,23 @@ class Recipe:
             if client.span.has(version):
                 return client
         raise BerthError(f"{self.file}: client: there is none for version {version}. Add one under `client`.")
+
+    def check_inputs(self, given: Mapping[str, str], where: str) -> None:
+        """Do nothing if exactly the recipe's inputs are given; `where` is the key that holds them.
+
+        Raises:
+            BerthError: one is missing, or one is given that the recipe does not have.
+        """
+        for name in given:
+            if name not in self.inputs:
+                hint = nearest(name, list(self.inputs))
+                known = ", ".join(self.inputs) or "none"
+                raise BerthError(
+                    f'{where}: recipe {self.name} has no input "{name}".{hint} It has: {known}. Correct or remove it.'
+                )
+        for name in self.inputs:
+            if name not in given:
+                raise BerthError(f'{where}: the input "{name}" is missing: {self.inputs[name]}')
 
     def multi_node(self, version: str) -> MultiNode:
         """How one server of a version spans several nodes.

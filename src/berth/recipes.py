@@ -72,7 +72,7 @@ def _read(path: Path, _mtime_ns: int, _size: int) -> Recipe:
         failures=tuple(KnownFailure(**value) for value in raw.get("failures", ())),
         server_key=secrets.get("server_key", ""),
         client_key=secrets.get("client_key", ""),
-        further_secrets=tuple(secrets.get("further", {})),
+        further_secrets=dict(secrets.get("further", {})),
     )
     _check_patterns(recipe)
     _check_templates(recipe, raw)

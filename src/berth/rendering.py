@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from berth.bench import bench_argv, settings_of
 from berth.container import Container, Mount
 from berth.errors import BerthError
+from berth.gpus import shares_node
 from berth.image import default_cache_dir, environment_folder
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
+from berth.references import archive_name, sif_name
 from berth.resolve import Resolved, client_container, resolve
-from berth.shelltext import variable
+from berth.shelltext import variable, words
 from berth.spec import Definition, define, site_of
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 
 # The shell variables of the rendered scripts.
 NAME, CONCURRENCY, BASE_URL = variable("NAME"), variable("CONCURRENCY"), variable("BASE_URL")
+DEVICES = words("DEVICES")
 HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
+INTERFACE = variable("NODE_INTERFACE")
 
 
 @dataclass(frozen=True)
@@ -95,16 +99,13 @@ class Rendering:
 
     @property
     def image_path(self) -> Path:
-        """The environment or the SIF that the command runs from; for Podman, whose storage is its own, the folder."""
+        """The environment or the SIF that the command runs from; for Podman what its nodes load."""
         folder = self._path(self.platform.images_dir) if self.platform.images_dir else default_cache_dir()
         image = self.recipe.image(self.deployment.version, self.platform.accelerator.kind)
         if image.kind == "environment":
-            return environment_folder(read_lock(LOCKS / image.lock), folder, self.python)
-        if self.platform.runtime == "podman":
-            return folder
-        name, _, tag = image.reference.rpartition("/")[2].partition(":")
-        digest = image.digest.removeprefix("sha256:")[:12]
-        return folder / ("-".join(filter(None, (name, tag, digest))) + ".sif")
+            return environment_folder(read_lock(LOCKS / image.lock), image.package, folder, self.python)
+        name = archive_name if self.platform.runtime == "podman" else sif_name
+        return folder / name(image.reference, image.digest)
 
     @property
     def mode(self) -> str | None:
@@ -137,6 +138,7 @@ class Rendering:
             deployment_args=deployment.args,
             deployment_env=deployment.env,
             deployment_reason=deployment.reason,
+            inputs=deployment.inputs,
             nodes=deployment.nodes,
             tensor_parallel=deployment.tensor_parallel,
             pipeline_parallel=deployment.pipeline_parallel,
@@ -144,7 +146,17 @@ class Rendering:
             rank_word=RANK,
             head_address=HEAD,
             node_address=NODE,
+            node_interface=INTERFACE,
+            cluster_port=str(self.cluster_port),
+            device_flags=(DEVICES,) if self.shares_node else (),
         )
+
+    @property
+    def shares_node(self) -> bool:
+        """Whether a job of it leaves accelerators of its nodes to others, so that its own are named."""
+        deployment, accelerator = self.deployment, self.platform.accelerator
+        ranks = deployment.tensor_parallel * deployment.pipeline_parallel
+        return accelerator.kind != "cpu" and shares_node(ranks, deployment.nodes, accelerator.per_node)
 
     def client(self, use: Use) -> Container:
         """The benchmark client for one point, with its arguments."""

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from berth._schema import nearest
 from berth.container import Container, Mount
 from berth.decide import Decision, Explanation, Site, decide
-from berth.errors import BerthError
 from berth.flags import known_flag, spell
+from berth.network import client_env, exempt
 from berth.recipe import AcceleratorKind, Recipe, fill
 
 if TYPE_CHECKING:
@@ -69,6 +68,9 @@ def resolve(
     rank_word: str = "",
     head_address: str = "",
     node_address: str = "",
+    node_interface: str = "",
+    cluster_port: str = "",
+    device_flags: tuple[str, ...] = (),
 ) -> Resolved:
     """The container of one node of a deployment.
 
@@ -94,6 +96,7 @@ def resolve(
         nodes=nodes,
     )
     site = site or Site()
+    recipe.check_inputs(inputs or {}, f"{recipe.file}: inputs")
     image = recipe.image(version, accelerator)
     inside = image.kind == "container"
     expects = recipe.expects
@@ -105,10 +108,16 @@ def resolve(
         "nodes": str(nodes),
         "tensor_parallel": str(tensor_parallel),
         "pipeline_parallel": str(pipeline_parallel),
-        **_checked_inputs(recipe, inputs or {}),
+        **(inputs or {}),
     }
     if nodes > 1:
-        values |= {"node_rank": rank_word or str(node_rank), "head_address": head_address, "node_address": node_address}
+        values |= {
+            "node_rank": rank_word or str(node_rank),
+            "head_address": head_address,
+            "node_address": node_address,
+            "node_interface": node_interface,
+            "cluster_port": cluster_port,
+        }
     files = {key: (files_dir / f"{key}.yaml", file) for key, file in recipe.files.items()}
     values |= {f"file_{key}": file.target if inside else str(path) for key, (path, file) in files.items()}
 
@@ -135,11 +144,16 @@ def resolve(
             *(fill(part, values, f"{recipe.file}: arguments") for part in recipe.arguments),
             *_flags(recipe, decision, values),
         ),
-        env={**_env(recipe, decision, values), **_cache_env(recipe, cache_dir, inside=inside), **site.common_env},
+        env={
+            **_site_env(site, decision, host, head_address, node_address),
+            **_env(recipe, decision, values),
+            **_cache_env(recipe, cache_dir, inside=inside),
+        },
         expects=expects,
         accelerator=accelerator if expects.accelerator and inside and accelerator != "cpu" else "none",
         secret_env=tuple(filter(None, (recipe.server_key, *recipe.further_secrets))),
         mounts=(*mounts, *site.mounts) if inside else (),
+        device_flags=device_flags,
     )
     written = tuple(
         WrittenFile(path, yaml.safe_dump(_filled(file.content, values, recipe.file), sort_keys=False))
@@ -159,26 +173,18 @@ def client_container(
         BerthError: the recipe has no client for this version.
     """
     client = recipe.client(version)
+    # What a node of several says of itself is not true of the client's.
+    own = {name for way in recipe.multi_nodes if way.span.has(version) for name in way.layer.env}
     return replace(
         server,
         name=name,
         entrypoint=client.python,
         args=(),
+        env=client_env({name: value for name, value in server.env.items() if name not in own}),
         accelerator=server.accelerator if server.accelerator in client.needs_devices else "none",
         secret_env=(recipe.client_key,) if recipe.client_key else (),
         mounts=(*server.mounts, *mounts) if server.kind == "container" else (),
     )
-
-
-def _checked_inputs(recipe: Recipe, inputs: Mapping[str, str]) -> dict[str, str]:
-    for name in sorted(set(recipe.inputs) ^ set(inputs)):
-        if name in recipe.inputs:
-            raise BerthError(f'{recipe.file}: the input "{name}" is missing: {recipe.inputs[name]}')
-        hint = nearest(name, list(recipe.inputs))
-        raise BerthError(
-            f'{recipe.file}: there is no input "{name}".{hint} Known: {", ".join(recipe.inputs) or "none"}.'
-        )
-    return dict(inputs)
 
 
 def _flags(recipe: Recipe, decision: Decision, values: Mapping[str, str]) -> list[str]:
@@ -194,6 +200,12 @@ def _flags(recipe: Recipe, decision: Decision, values: Mapping[str, str]) -> lis
         if setting.omit_when is None or value != setting.omit_when:
             argv += spell(flag, value, where)
     return argv
+
+
+def _site_env(site: Site, decision: Decision, *hosts: str) -> dict[str, str]:
+    """What the site sets everywhere, without what a layer removed; no proxy stands before the server's own hosts."""
+    removed = {told.name for told in decision.explanations if told.part == "env" and told.value is None}
+    return {name: value for name, value in exempt(site.common_env, *hosts).items() if name not in removed}
 
 
 def _env(recipe: Recipe, decision: Decision, values: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 # Characters of Unicode's private use area, which stand in no configuration.
-_MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*)\ue001")
+_MARK = re.compile("\ue000([A-Za-z_][A-Za-z0-9_]*(?:\\[@\\])?)\ue001")
 
 
 _WIDTH = 110
@@ -20,6 +20,11 @@ _WIDTH = 110
 def variable(name: str) -> str:
     """A text that stands for a shell variable in what `quote` gets; it goes through templates and lists unharmed."""
     return f"\ue000{name}\ue001"
+
+
+def words(name: str) -> str:
+    """A text that stands for all words of a shell array, none where it is empty."""
+    return variable(f"{name}[@]")
 
 
 def quote(word: str) -> str:
@@ -33,7 +38,12 @@ def quote(word: str) -> str:
 
 def shown(word: str) -> str:
     """A text for people, with its variables as ${NAME}."""
-    return _MARK.sub(r"${\1}", word)
+    return with_variables(word, "${{{}}}")
+
+
+def with_variables(word: str, form: str) -> str:
+    """A text with its variables in another form, such as "$({})"."""
+    return _MARK.sub(lambda match: form.format(match[1]), word)
 
 
 def comment(*paragraphs: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from berth.decide import Decision, Site, decide
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
-from berth.image import PACKAGE
+from berth.network import at_site
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
 
@@ -31,8 +31,8 @@ class Definition:
     image: dict[str, Any]
 
 
-class Unpinned(BerthError):  # noqa: N818  # What the model is.
-    """A model without a commit, with which nothing can be measured."""
+class Unmeasurable(BerthError):  # noqa: N818  # What the deployment is.
+    """A model without a commit, or a service without a benchmark client: nothing can be measured with it."""
 
 
 def define(
@@ -42,22 +42,29 @@ def define(
 
     It holds model and revision, image, serving arguments and environment, parallelism, hardware and benchmark. It does
     not hold the levels of concurrency, the number of runs, ports, paths and waiting times: those may change without
-    making a point another one. `allow_unpinned` is for what measures nothing: the id of such a definition is none
-    that a measurement would have.
+    making a point another one. `allow_unpinned` is for what measures nothing, so that neither a commit nor a client is
+    missed: the id of such a definition is none that a measurement would have.
 
     Raises:
-        Unpinned: the model is not pinned.
+        Unmeasurable: the model is not pinned, or the recipe has no benchmark client.
         BerthError: recipe and deployment do not go together.
     """
     model = config.models[deployment.model]
     platform = config.platforms[deployment.platform]
     if model.source == "hub" and model.revision is None and not allow_unpinned:
-        raise Unpinned(
+        raise Unmeasurable(
             f"{config.config_dir}/models/{model.name}.yaml: revision: the model is not pinned, so nothing can be "
             f"measured with it. Put in the commit that `git ls-remote https://huggingface.co/{model.repo} HEAD` "
             "prints, or leave its experiments out with select."
         )
-    recipe = load_recipe(root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml")
+    recipe = _recipe_of(config, deployment, root)
+    where = f"config/config.yaml: deployments.{deployment.name}"
+    recipe.check_inputs(deployment.inputs, f"{where}.inputs")
+    if not recipe.clients and not allow_unpinned:
+        raise Unmeasurable(
+            f"{where}.recipe: {deployment.recipe} has no benchmark client, so that nothing can be measured with it. "
+            "Measure the server behind it, or leave its experiments out with select; `render` shows how it is started."
+        )
     decision = decide_for(recipe, deployment, platform, benchmark.mode)
     image = _image(recipe, deployment, platform)
     full = {
@@ -72,6 +79,8 @@ def define(
             "pipeline_parallel": deployment.pipeline_parallel,
             "args": decision.args,
             "env": decision.env,
+            # Only where there are any: the ids of all other definitions stay what they were.
+            **({"inputs": deployment.inputs} if deployment.inputs else {}),
         },
         "hardware": {
             "platform": platform.name,
@@ -87,6 +96,8 @@ def define(
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
             "client": "vllm-bench",
+            # Only where it is so: the ids of all other definitions stay what they were.
+            **({"client_nodes": deployment.client_nodes} if deployment.client_nodes else {}),
             # Left out where there is none, so that older points keep their definition.
             **({"mode": benchmark.mode} if benchmark.mode else {}),
         },
@@ -97,7 +108,8 @@ def define(
 def site_of(platform: Platform, recipe: str) -> Site:
     """What a platform sets for a recipe."""
     settings = platform.recipes.get(recipe)
-    return Site(args=settings.args, env=settings.env, reason=settings.reason) if settings else Site()
+    site = Site(args=settings.args, env=settings.env, reason=settings.reason) if settings else Site()
+    return at_site(site, platform.network) if platform.network else site
 
 
 def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform, mode: str | None) -> Decision:
@@ -117,9 +129,26 @@ def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform, mode:
     )
 
 
+def image_of(config: Config, deployment: Deployment, root: Path) -> dict[str, Any]:
+    """What has to be staged for a deployment: kind, reference, digest, and what an environment is built from."""
+    return _image(_recipe_of(config, deployment, root), deployment, config.platforms[deployment.platform])
+
+
+def _recipe_of(config: Config, deployment: Deployment, root: Path) -> Recipe:
+    return load_recipe(root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml")
+
+
 def _image(recipe: Recipe, deployment: Deployment, platform: Platform) -> dict[str, Any]:
     image = recipe.image(deployment.version, platform.accelerator.kind)
     if image.kind == "container":
         return {"kind": image.kind, "reference": image.reference, "digest": image.digest or None}
     lock = read_lock(LOCKS / image.lock)
-    return {"kind": image.kind, "reference": lock.pin(PACKAGE), "digest": lock.digest, "lock": image.lock}
+    return {
+        "kind": image.kind,
+        "reference": lock.pin(image.package),
+        "digest": lock.digest,
+        "lock": image.lock,
+        "package": image.package,
+        "program": recipe.entrypoint,
+        "size_bytes": image.size_bytes,
+    }

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from berth.container_image import stage_container
 from berth.image import default_cache_dir, stage_environment
+from berth.image_request import ImageRequest
+from berth.mirror import mirror_image
+from berth.modules import with_modules
 from berth.pins import LOCKS
 from berth.seaweed import embedded_store
+from berth.signals import terminate_as_exception
 from berth.store import push_model, stage_model
 
 if TYPE_CHECKING:
@@ -63,10 +70,43 @@ def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, da
         )
 
 
-def stage_image(image: dict[str, Any], images_dir: str, receipt: str) -> None:
-    """Bring an image onto the platform: a pinned environment is built once in `images_dir` and reused."""
-    stage_environment(
-        lock_file=LOCKS / image["lock"],
-        cache_dir=Path(images_dir).expanduser() if images_dir else default_cache_dir(),
-        receipt_path=Path(receipt),
-    )
+@contextlib.contextmanager
+def _modules(request: ImageRequest) -> Iterator[None]:
+    """The site's modules, which may be what brings skopeo and the runtime, in this process's environment."""
+    before = dict(os.environ)
+    where = f"config/platforms/{request.platform}.yaml: modules"
+    os.environ.update(with_modules(request.modules, before, where=where))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def mirror(request: dict[str, Any], receipt: str) -> None:
+    """Copy a container image into the site's registry; `request` has the fields of ImageRequest."""
+    asked = ImageRequest(**request)
+    with terminate_as_exception(), _modules(asked):
+        mirror_image(asked, Path(receipt))
+
+
+def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str, receipt: str, mirrored: str) -> None:
+    """Bring an image onto the platform.
+
+    A pinned environment is built once in `images_dir` and reused. For a container image `request` has the fields of
+    ImageRequest, and `mirrored` is the receipt of mirror(), "" where the platform has no registry.
+    """
+    folder = Path(images_dir).expanduser().absolute() if images_dir else default_cache_dir()
+    if image["kind"] == "environment":
+        stage_environment(
+            lock_file=LOCKS / image["lock"],
+            package=image["package"],
+            program=image["program"],
+            size_bytes=image["size_bytes"],
+            cache_dir=folder,
+            receipt_path=Path(receipt),
+        )
+        return
+    asked = replace(ImageRequest(**request), images_dir=str(folder))
+    with terminate_as_exception(), _modules(asked):
+        stage_container(asked, Path(receipt), Path(mirrored) if mirrored else None)

@@ -6,7 +6,9 @@ Python and the vLLM environment read only. The platform file of each test says s
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import yaml
+from container_programs import apptainer_environment, podman_environment
 
 from berth.dataset import generate_sharegpt
 from berth.image import default_cache_dir
@@ -39,13 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 STANDIN = ROOT / "tests/slurm/standin_vllm.py"
 VLLM = "/opt/vllm"
 PATH = "/opt/bin:/usr/local/bin:/usr/bin:/bin"
-# What Podman 4.3 needs as root without every capability, on a host with both versions of cgroups.
-PODMAN_CONF = """[containers]
-default_ulimits=["nofile=20000:20000", "nproc=32768:32768"]
-[engine]
-runtime="runc"
-events_logger="file"
-"""
 SWEEP = """
 import json, sys
 from pathlib import Path
@@ -135,11 +132,8 @@ class Podman:
 @contextlib.contextmanager
 def podman_image(folder: Path, *, real: bool) -> Iterator[Podman]:
     """Podman with an image that is made on the spot and removed at the end; the test skips where it cannot run."""
-    if shutil.which("podman") is None:
-        pytest.skip("Podman is not installed: apt-get install podman")
+    environ = podman_environment(folder)
     mounts = make_root(folder / "root", real=real)
-    (folder / "containers.conf").write_text(PODMAN_CONF)
-    environ = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
     subprocess.run(["tar", "-C", str(folder / "root"), "-cf", str(folder / "image.tar"), "."], check=True)
     image = f"localhost/berth/test-{uuid.uuid4().hex[:8]}:1"
     path = f"--change=ENV PATH={PATH}"
@@ -179,12 +173,8 @@ class Apptainer:
 
 def apptainer_image(folder: Path, *, real: bool) -> Apptainer:
     """Apptainer with a SIF that is made on the spot; the test skips where it cannot run."""
-    private = default_cache_dir() / "apptainer/bin"
-    path = f"{private}:{os.environ['PATH']}"
-    if shutil.which("apptainer", path=path) is None:
-        pytest.skip("Apptainer is not installed: tools/install-apptainer.sh")
+    environ = apptainer_environment()
     mounts = make_root(folder / "root", real=real)
-    environ = {**os.environ, "PATH": path}
     environ |= {f"APPTAINER_{name}DIR": str(folder / name) for name in ("TMP", "CACHE")}
     (folder / "TMP").mkdir()
     sif = folder / "image.sif"
@@ -294,6 +284,16 @@ class Run:
         return found
 
 
+@functools.cache
+def _inputs() -> Path:
+    """A model and a dataset, made once."""
+    folder = Path(tempfile.mkdtemp(prefix="berth-inputs-"))
+    atexit.register(shutil.rmtree, folder)
+    generate_model(dest=folder / "models/tiny", manifest_path=folder / "manifest.json", seed=0)
+    generate_sharegpt(dest=folder / "sharegpt.json", receipt_path=folder / "dataset.json", count=200, seed=0, scale=0.1)
+    return folder
+
+
 def make_run(
     folder: Path,
     *,
@@ -342,14 +342,13 @@ def make_run(
             }
         },
         "experiments": {"try": {"title": "Try", "deployments": ["tiny"], "benchmark": "short", "runs": 1}},
-        "sweep": {"stop_grace_s": 5, "stall_s": 120, "point_stall_s": 60, "lease_stale_s": 30},
+        "sweep": {"stop_grace_s": 20 if real else 2, "stall_s": 120, "point_stall_s": 60, "lease_stale_s": 30},
     }
     plan = make_plan(load_config(raw, folder), folder)
     run = next(iter(plan.runs.values()))
     (part,) = texts([list(levels)])
     request = plan.sweep_request(run.id.key, part)
-    generate_model(dest=folder / "models/tiny", manifest_path=folder / "manifest.json", seed=0)
-    generate_sharegpt(dest=folder / "sharegpt.json", receipt_path=folder / "dataset.json", count=200, seed=0, scale=0.1)
+    shutil.copytree(_inputs(), folder, dirs_exist_ok=True)
     wanted = run.definition.full["model"]
     source = {"repo": wanted["repo"], "revision": None, "shape": wanted["generated"]}
     (folder / "model.json").write_text(json.dumps({"source": source, "dest": str(folder / "models/tiny")}))

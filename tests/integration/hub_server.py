@@ -98,6 +98,13 @@ def make_repo(repo: Path, files: Mapping[str, bytes], lfs: Mapping[str, bytes]) 
     return git(repo, "rev-parse", "HEAD")
 
 
+def remove_from(repo: Path, *paths: str) -> str:
+    """Commit the removal of files or folders, and return the new commit."""
+    git(repo, "rm", "-q", "-r", *paths)
+    git(repo, "commit", "-q", "-m", "removed")
+    return git(repo, "rev-parse", "HEAD")
+
+
 def tamper_blob(repo: Path, path: str) -> None:
     """Change one byte of a committed file inside git's own object, which keeps its name and its size."""
     blob = git(repo, "rev-parse", f"HEAD:{path}")

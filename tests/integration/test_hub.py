@@ -83,6 +83,9 @@ def hub(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]
         "bad-blob": hub_server.make_repo(mirrors / "models" / "org" / "bad-blob", FILES, LFS),
         "data": hub_server.make_repo(mirrors / "datasets" / "org" / "data", {}, {"conversations.json": CONVERSATIONS}),
     }
+    moved = mirrors / "models" / "org" / "moved"
+    commits["before"] = hub_server.make_repo(moved, FILES, LFS)
+    commits["after"] = hub_server.remove_from(moved, "tokenizer", "config.json")
     hub_server.tamper_lfs(mirrors / "models" / "org" / "bad-lfs", hashlib.sha256(WEIGHTS).hexdigest())
     hub_server.tamper_blob(mirrors / "models" / "org" / "bad-blob", "config.json")
     with hub_server.olah(python, mirrors, root / "olah") as url:
@@ -168,6 +171,31 @@ def test_files_of_another_download_are_refused(hub: Hub, tmp_path: Path) -> None
     with pytest.raises(BerthError, match=r"stray\.safetensors\. Move them away"):
         hub.download(tmp_path)
     assert (tmp_path / "model" / "stray.safetensors").exists()
+
+
+def test_a_new_revision_takes_the_files_away_that_it_no_longer_has(hub: Hub, tmp_path: Path) -> None:
+    """What only the former revision had is deleted by its manifest; a foreign file still stops the download."""
+    hub.download(tmp_path, repo="org/moved", revision=hub.commits["before"])
+    foreign = tmp_path / "model" / "tokenizer" / "mine.json"
+    foreign.write_bytes(b"{}")
+    with pytest.raises(BerthError, match=r"tokenizer/mine\.json\. Move them away"):
+        hub.download(tmp_path, repo="org/moved", revision=hub.commits["after"])
+    assert foreign.exists()
+    foreign.unlink()
+    foreign.parent.rmdir()
+    manifest = hub.download(tmp_path, repo="org/moved", revision=hub.commits["after"])
+    left = sorted((FILES | LFS).keys() - {"tokenizer/extra [1].json", "config.json"})
+    assert [file.path for file in manifest.files] == left == list(list_tree(tmp_path / "model"))
+    verify_tree(tmp_path / "model", manifest)
+
+
+def test_a_former_file_that_was_changed_is_left(hub: Hub, tmp_path: Path) -> None:
+    """A listed file that has another size now holds somebody's work, so it is named and not deleted."""
+    hub.download(tmp_path, repo="org/moved", revision=hub.commits["before"])
+    (tmp_path / "model" / "config.json").write_bytes(b'{"mine": true}')
+    with pytest.raises(BerthError, match=r"config\.json\. Move them away"):
+        hub.download(tmp_path, repo="org/moved", revision=hub.commits["after"])
+    assert (tmp_path / "model" / "config.json").read_bytes() == b'{"mine": true}'
 
 
 def test_patterns_that_leave_nothing_are_refused(hub: Hub, tmp_path: Path) -> None:

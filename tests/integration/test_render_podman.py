@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from berth.container import podman_devices
+from berth.gpus import share_of
 from berth.parse import load_config
 from berth.recipe import Image
 from berth.render import render_files, write_rendered
@@ -132,3 +135,40 @@ def test_the_script_runs_and_leaves_nothing(podman: dict[str, str], tmp_path: Pa
     assert "key: of-the-test, offline: 1" in told
     assert "asked to end" in told
     assert f"berth-scout-hops-{job}" not in containers()
+
+
+def device(name: str, numbers: str) -> dict[str, object]:
+    """One device of a CDI specification: /dev/null under the names of GPUs."""
+    nodes = [{"path": f"/dev/nvidia{number}", "type": "c", "major": 1, "minor": 3} for number in numbers]
+    return {"name": name, "containerEdits": {"deviceNodes": nodes}}
+
+
+SPECIFICATION = {
+    "cdiVersion": "0.5.0",
+    "kind": "nvidia.com/gpu",
+    "devices": [*(device(number, number) for number in "0123"), device("all", "0123")],
+}
+
+
+def test_a_job_gets_its_own_gpus_of_a_shared_node(podman: dict[str, str], tmp_path: Path) -> None:
+    """The real Podman passes the two devices of the job by their CDI names, and all four where nothing is told."""
+    if os.geteuid() != 0:
+        pytest.skip("a CDI specification is put in place for one process, which needs root")
+    (tmp_path / "gpus.json").write_text(json.dumps(SPECIFICATION))
+    # In a view of its own: the machine's specification, and that of other tests, stay as they are.
+    prepare = "mkdir -p /var/run/cdi; mount --bind $0 /var/run/cdi; [ ! -d /etc/cdi ] || mount -t tmpfs none /etc/cdi"
+    seen = []
+    for environ in ({"SLURM_JOB_GPUS": "2,3", "CUDA_VISIBLE_DEVICES": "0,1"}, {}):
+        flags = share_of("podman", "cuda", environ).podman_flags or podman_devices("cuda")
+        command = ["podman", "run", "--rm", "--network=host", *flags, "--entrypoint=bash", podman["IMAGE"]]
+        command += ["-c", "echo /dev/nvidia*"]
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-c", f'set -e; {prepare}; exec "$@"', str(tmp_path), *command],
+            env=podman,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        seen.append(done.stdout.split())
+    assert seen == [["/dev/nvidia2", "/dev/nvidia3"], [f"/dev/nvidia{number}" for number in range(4)]]

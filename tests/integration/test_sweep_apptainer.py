@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,9 @@ def test_a_half_written_sif_and_a_runtime_that_is_not_there_are_told(standin: Ap
     run = run_of(standin, tmp_path)
     receipt = Path(run.request["image_receipt"])
     receipt.write_text(receipt.read_text().replace(str(standin.sif), str(half)))
+    assert run.sweep().wait() == 1
+    assert "is not the image that was staged there" in run.log.read_text()
+    receipt.write_text(json.dumps({**json.loads(receipt.read_text()), "size_bytes": half.stat().st_size}))
     assert run.sweep().wait() == 1
     assert "The SIF is missing or damaged" in run.log.read_text()
     assert run.sweep(PATH="/nowhere").wait() == 1

@@ -164,6 +164,20 @@ def test_what_a_killed_job_leaves_is_ended_by_the_next_sweep_and_nothing_else(st
     assert standin.containers() == []
 
 
+def test_a_sweep_that_is_killed_alone_takes_its_containers_along(standin: Podman, tmp_path: Path) -> None:
+    """SIGKILL to the sweep's process: the kernel asks `podman run` to end, it asks the server."""
+    run = run_of(standin, tmp_path)
+    held = run.hold()
+    sweep = run.sweep()
+    until(run.in_point, run, sweep)
+    until(lambda: len(standin.containers()) == 2, run, sweep)
+    end(sweep, signal.SIGKILL)
+    until(lambda: len(standin.containers()) == 1, run)
+    held.unlink()
+    until(lambda: not standin.containers(), run)
+    assert run.processes() == []
+
+
 def test_a_server_that_is_killed_is_told_and_started_again(standin: Podman, tmp_path: Path) -> None:
     """SIGKILL to the process in the container, as the out-of-memory killer sends it, is told, and the run goes on."""
     run = run_of(standin, tmp_path, levels=(1, 2, 4))
@@ -210,7 +224,7 @@ def test_an_image_that_is_not_there_and_a_runtime_that_is_not_there_are_told(sta
     receipt.write_text(receipt.read_text().replace(standin.digest, absent))
     run.request["definition"]["image"]["digest"] = absent
     assert run.sweep().wait() == 1
-    assert "The registry does not have this image" in run.log.read_text()
+    assert "is no longer in Podman's storage" in run.log.read_text()
     assert run.sweep(PATH="/nowhere").wait() == 1
     assert "podman is not on PATH" in run.log.read_text()
     assert "`modules` of the platform file" in run.log.read_text()

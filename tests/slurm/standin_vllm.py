@@ -69,6 +69,8 @@ def run_of(folder: Path) -> str:
 
 
 def serve(given: dict[str, str]) -> None:
+    # As vLLM does; a first process of a container that does not say so is deaf to it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     Handler.served = given["served-model-name"]
     # Its working directory is the scratch of its run.
     if (HERE / f"stubborn-{run_of(Path.cwd())}").exists():

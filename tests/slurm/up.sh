@@ -91,7 +91,7 @@ JobRequeue=0
 $store
 EOF
         for number in $(seq 1 "$nodes"); do
-            echo "NodeName=$name$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + 2 + number)) CPUs=4" \
+            echo "NodeName=$name$number NodeHostname=$host NodeAddr=127.0.0.$((10 + number)) Port=$((base + 2 + number)) CPUs=4" \
                 "RealMemory=16000 Gres=gpu:$gpus State=UNKNOWN"
         done
         echo "PartitionName=batch Nodes=$name[1-$nodes] Default=YES MaxTime=60 DefaultTime=5 State=UP"

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from berth import config
+from berth import config, kubernetes
 from berth.validity import Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,11 +41,15 @@ DATACLASSES: dict[tuple[str, str], type] = {
     ("platform", ""): config.Platform,
     ("platform", "accelerator."): config.Accelerator,
     ("platform", "store."): config.Store,
+    ("platform", "network."): config.Network,
+    ("platform", "registry."): config.Registry,
     ("platform", "recipes.NAME."): config.RecipeSettings,
     ("platform", "slurm."): config.Slurm,
     ("platform", "slurm.staging."): config.Staging,
     ("platform", "flux."): config.Flux,
     ("platform", "flux.staging."): config.Staging,
+    ("platform", "kubernetes."): kubernetes.Kubernetes,
+    ("platform", "kubernetes.expose."): kubernetes.Expose,
 }
 NOTHING: tuple[Any, ...] = (None, "", (), [], {})
 

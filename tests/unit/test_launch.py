@@ -59,6 +59,18 @@ def test_staged_model_of_another_definition_is_refused(tmp_path: Path, source: d
         prepare(request_of(tmp_path, source))
 
 
+def test_an_image_by_the_digest_of_its_list_is_taken(tmp_path: Path) -> None:
+    """A recipe may pin the list of all architectures; the staged image is the one of it for this machine."""
+    request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
+    image = Path(request.image_receipt)
+    told = json.loads(image.read_text())
+    image.write_text(json.dumps({**told, "digest": "sha256:1", "index_digest": told["digest"]}))
+    assert prepare(request).image["digest"] == "sha256:1"
+    image.write_text(json.dumps({**told, "digest": "sha256:1", "index_digest": "sha256:2"}))
+    with pytest.raises(BerthError, match="Delete this receipt"):
+        prepare(request)
+
+
 def test_the_client_never_goes_through_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A site's proxy stands in the environment of jobs, and the way from client to server avoids it."""
     monkeypatch.setenv("http_proxy", "http://proxy:3128")

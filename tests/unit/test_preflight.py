@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from berth.config import Registry
 from berth.errors import BerthError
 from berth.parse import load_config
 from berth.plan import make_plan
@@ -135,16 +136,54 @@ def test_port_range_with_no_free_port(root: Path, open_port: int) -> None:
     assert f"no port from {open_port} to {open_port} is free" in text
 
 
-def test_container_images_are_told_to_be_out_of_reach(
-    root: Path, open_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A platform whose runtime is a container says before the first job that this version cannot measure there."""
+@pytest.fixture
+def reached(root: Path, open_port: int, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Hops with everything that is asked before its images."""
     monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_test")
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{open_port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "aws_secret_of_the_test")
-    text = error_of(on_hops(root, 1, f"http://127.0.0.1:{open_port}"), root)
-    assert "config/platforms/hops.yaml: runtime: podman" in text
+    return on_hops(root, 1, f"http://127.0.0.1:{open_port}")
+
+
+def changed(config: Config, **changes: Any) -> Config:
+    hops = replace(config.platforms["hops"], **changes)
+    return replace(config, platforms={**config.platforms, "hops": hops})
+
+
+@pytest.mark.parametrize("runtime", ["podman", "apptainer"])
+def test_container_images_pass_under_container_runtimes(root: Path, reached: Config, runtime: Any) -> None:
+    """A platform whose runtime starts containers has nothing in the way."""
+    preflight(make_plan(changed(reached, runtime=runtime), root))
+
+
+def test_an_image_that_the_runtime_cannot_start(root: Path, reached: Config) -> None:
+    """A container image needs a container runtime; the key, the deployment and what is allowed are named."""
+    text = error_of(changed(reached, runtime="process"), root)
+    assert "config/platforms/hops.yaml: runtime: process" in text
+    assert "scout-hops" in text
+    assert "podman or apptainer" in text
+
+
+def test_the_site_registry_must_answer_unless_the_image_is_staged(
+    root: Path, reached: Config, closed_port: int
+) -> None:
+    """A registry that does not answer is named with its key; staged images need none."""
+    config = changed(reached, registry=Registry(host=f"127.0.0.1:{closed_port}"))
+    assert "config/platforms/hops.yaml: registry.host" in error_of(config, root)
+    for folder in ("mirrored", "images"):
+        path = root / config.results / folder / "hops" / "vllm-0.9.1.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+    preflight(make_plan(config, root))
+
+
+def test_kubernetes_is_told_to_be_out_of_reach(root: Path) -> None:
+    """A cluster of Kubernetes is refused at once, before the hub, the store and the disk are looked at."""
+    model = root / "config/models/llama-4-scout-w4a16.yaml"
+    model.write_text(model.read_text().replace("revision: null", f"revision: {'a' * 40}"))
+    text = error_of(config_of(root, platform="goodall", select=["fig10"]), root)
+    assert text.startswith("config/platforms/goodall.yaml: scheduler: kubernetes: ")
     assert "snakemake render" in text
 
 

@@ -211,7 +211,7 @@ def test_a_secret_in_a_deployment_is_refused_without_its_value(vllm: Recipe) -> 
         ({"version": "0.9.2"}, 'there is no version "0.9.2". Did you mean "0.9.1"?'),
         ({"accelerator": "cpu", "version": "0.9.1"}, 'there is none for "cpu". It has: cuda, rocm.'),
         ({"mode": "papr"}, 'mode: "papr" is not allowed. Did you mean "paper"?'),
-        ({"inputs": {"backend": "x"}}, 'there is no input "backend"'),
+        ({"inputs": {"backend": "x"}}, 'has no input "backend"'),
     ],
 )
 def test_a_wrong_choice_is_refused(vllm: Recipe, given: dict[str, Any], told: str) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,12 +18,12 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from berth.config import RuntimeSettings
+from berth.config import Registry, RuntimeSettings
 from berth.container import podman_argv
 from berth.errors import BerthError
 from berth.parse import load_config
 from berth.plan import make_plan
-from berth.render import not_rendered, render_files, tell_rendered, warnings_of, write_rendered
+from berth.render import render_files, warnings_of, write_rendered
 from berth.rendering import Rendering, renderings
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ CASES = {
     "hops-apptainer": ("hops", "apptainer", "scout-hops"),
     "hops-four-nodes": ("hops", None, "llama31-405b-hops"),
     "eldorado-podman": ("eldorado", None, "scout-eldorado"),
+    "goodall-kubernetes": ("goodall", None, "scout-w4a16-goodall"),
 }
 EVERY = [(platform, runtime) for platform in ("hops", "eldorado") for runtime in ("podman", "apptainer")]
 
@@ -53,10 +56,47 @@ def all_of(platform: str, runtime: str | None = None) -> dict[str, Rendering]:
     return renderings(configured(platform, runtime), ROOT, (3, 11))
 
 
+def with_registry(platform: str, runtime: str, deployment: str, **changes: object) -> Rendering:
+    """A deployment on a platform with a registry of its own."""
+    config = configured(platform, runtime)
+    registry = Registry("registry.example.gov:5000", "hpc/mirror", ca_file="/site/ca.pem", auth_file="/site/auth.json")
+    changed = dataclasses.replace(config.platforms[platform], registry=registry, **changes)
+    config = dataclasses.replace(config, platforms={**config.platforms, platform: changed})
+    return renderings(config, ROOT, (3, 11))[deployment]
+
+
+def step(text: str, name: str) -> list[str]:
+    """The words of a step of stage.sh."""
+    return shlex.split(text[text.index(f"\n  {name})") + len(name) + 4 :].partition("\n    ;;")[0], comments=True)
+
+
+def test_the_image_comes_from_the_registry_of_the_site() -> None:
+    """The mirror is made by digest, and SIF, shared folder and pull come from it, with its CA and its login."""
+    digest = "sha256:0b51ec38fb965b44f6aa75d8d847c5f21bc062b7140e1d83444b39b67fc4a2ea"
+    source = f"docker.io/vllm/vllm-openai@{digest}"
+    place = "registry.example.gov:5000/hpc/mirror/vllm/vllm-openai"
+    text = render_files(with_registry("hops", "podman", "scout-hops"))["stage.sh"]
+    mirror, image, load = (step(text, name) for name in ("mirror", "image", "load"))
+    assert {f"docker://{source}", f"docker://{place}:v0.9.1", "--dest-authfile=/site/auth.json"} <= set(mirror)
+    assert "--dest-cert-dir=${CERTS}" in mirror
+    assert {f"docker://{place}@{digest}", "--src-authfile=/site/auth.json", "--src-cert-dir=${CERTS}"} <= set(image)
+    assert "docker.io/vllm/vllm-openai:berth-0b51ec38fb96" in load
+    sif = step(render_files(with_registry("hops", "apptainer", "scout-hops"))["stage.sh"], "image")
+    assert {f"docker://{place}@{digest}", "--authfile=/site/auth.json", "SSL_CERT_FILE=/site/ca.pem"} <= set(sif)
+    single = step(
+        render_files(with_registry("hops", "podman", "scout-hops", scheduler="local", slurm=None))["stage.sh"], "image"
+    )
+    assert {f"{place}@{digest}", "--authfile=/site/auth.json", "--cert-dir=${CERTS})"} & set(single)
+    assert "IMAGE=$(podman" in single
+
+
 def texts_of(case: str) -> dict[str, str]:
     platform, runtime, deployment = CASES[case]
     texts = render_files(all_of(platform, runtime)[deployment])
-    return {name: text.replace(str(ROOT), "/checkout") for name, text in texts.items()}
+    texts = {name: text.replace(str(ROOT), "/checkout") for name, text in texts.items()}
+    # The digest of the chart is another one with every change of the chart.
+    texts["values.json"] = re.sub(r'("chart_sha256": )"[0-9a-f]+"', r'\1"DIGEST"', texts["values.json"])
+    return texts
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
@@ -79,8 +119,16 @@ def test_files_are_as_reviewed(case: str) -> None:
 
 def scripts() -> list[tuple[str, str]]:
     found = []
-    for platform, runtime in [*EVERY, ("local", None)]:
-        for name, rendering in all_of(platform, runtime).items():
+    everything = [
+        (platform, runtime, all_of(platform, runtime))
+        for platform, runtime in [*EVERY, ("local", None), ("goodall", None)]
+    ]
+    everything += [
+        ("registry", runtime, {"scout-hops": with_registry("hops", runtime, "scout-hops")})
+        for runtime in ("podman", "apptainer")
+    ]
+    for platform, runtime, renderings_ in everything:
+        for name, rendering in renderings_.items():
             texts = render_files(rendering)
             found += [(f"{platform}-{runtime}-{name}/{file}", texts[file]) for file in texts if file.endswith(".sh")]
     return found
@@ -160,17 +208,6 @@ def test_the_mode_of_the_benchmark_is_in_the_server_and_two_are_refused() -> Non
     both = dataclasses.replace(clean, experiments={**config.experiments, "again": experiment})
     with pytest.raises(BerthError, match="llama31-405b-hops is measured in different modes"):
         renderings(both, ROOT, (3, 11))
-
-
-def test_kubernetes_is_left_out_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
-    """A service on Kubernetes is no script: it is left out, and that is said."""
-    (rendering,) = all_of("goodall").values()
-    why = not_rendered(rendering)
-    assert why is not None
-    assert "Helm values" in why
-    tell_rendered([], [why])
-    assert why in caplog.text
-    assert not_rendered(all_of("hops")["scout-hops"]) is None
 
 
 def test_scripts_may_be_run_and_files_of_a_recipe_read_by_their_owner_alone(tmp_path: Path) -> None:

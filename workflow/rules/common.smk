@@ -3,6 +3,7 @@
 # Every job reads this file twice, so that what only some calls need (pandas, matplotlib, boto3: half of the time that a
 # Snakemake of Berth takes to start) is imported where it is needed.
 
+import os
 import sys
 from dataclasses import asdict
 from functools import cache, partial
@@ -11,8 +12,10 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
+from berth.config import Network
 from berth.coordinates import RunId
 from berth.errors import BerthError
+from berth.network import own_env
 from berth.parse import load_config
 from berth.parts import PATTERN as PART
 from berth.plan import FORMATS, make_plan
@@ -25,6 +28,15 @@ try:
     PLAN = make_plan(BERTH, Path.cwd())
 except BerthError as error:
     raise WorkflowError(str(error)) from None
+
+# Every job of Berth inherits it, also one on another node, which reads this file again.
+os.environ.update(
+    own_env(
+        BERTH.platforms[BERTH.platform].network or Network(),
+        os.environ,
+        BERTH.platforms[BERTH.platform].host,
+    )
+)
 
 RESULTS = BERTH.results
 # What the targets of this invocation ask for, known once the graph of jobs is made.
@@ -154,6 +166,16 @@ def sweep_inputs(w):
     }
 
 
+def mirrored_image(w):
+    """The receipt of an image in the site's registry; none for an environment, or where the site has no registry."""
+    try:
+        request = PLAN.image_request(w.platform, w.recipe, w.version)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    name = f"{RESULTS}/mirrored/{w.platform}/{w.recipe}-{w.version}.json"
+    return [name] if request and request["site"] else []
+
+
 def check_before_start():
     """Stop the workflow before its first job when something that it needs is known to be missing."""
     if not ASKED:
@@ -203,8 +225,8 @@ def all_rendered():
 
 
 def rendered_folders(w):
-    """The folder of each deployment that has scripts."""
-    from berth.render import not_rendered
+    """The folder of each deployment that is rendered."""
+    from berth.chartvalues import not_rendered
 
     return [
         f"{RESULTS}/render/{BERTH.platform}/{name}"
@@ -214,8 +236,8 @@ def rendered_folders(w):
 
 
 def left_out():
-    """Why deployments have no scripts, one sentence each."""
-    from berth.render import not_rendered
+    """Why deployments are not rendered, one sentence each."""
+    from berth.chartvalues import not_rendered
 
     return [why for each in all_rendered().values() if (why := not_rendered(each))]
 
@@ -233,6 +255,13 @@ def rendered(name):
         return render_files(all_rendered()[name]), warnings_of(all_rendered()[name])
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+def manifests_command(name):
+    """The command that prints the manifests of a deployment; none where it is no chart."""
+    from berth.render import manifests_argv
+
+    return manifests_argv(all_rendered()[name])
 
 
 def patient():

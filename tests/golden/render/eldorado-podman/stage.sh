@@ -6,7 +6,8 @@
 #     bash stage.sh push     from there into s3://huggingface.co/meta-llama/Llama-4-Scout-17B-16E-Instruct
 #     bash stage.sh model    on the cluster: into /projects/berth/models/meta-llama/Llama-4-Scout-17B-16E-Instruct
 #     bash stage.sh verify   there: compare every file with the manifest
-#     bash stage.sh image    on each node of the job: into the storage of Podman
+#     bash stage.sh image    once per cluster: /projects/berth/images/vllm-rocm6.4.1_vllm_0.9.1_20250702.image
+#     bash stage.sh load     on each node of the job: from there into the storage of Podman
 
 set -euo pipefail
 
@@ -59,12 +60,21 @@ case "${1:-}" in
       (cd /projects/berth/models/meta-llama/Llama-4-Scout-17B-16E-Instruct && sha256sum --check --quiet)
     ;;
   image)
+    mkdir -p /projects/berth/images
+    # Under another name first: what breaks off leaves no image that looks whole.
+    rm -rf /projects/berth/images/.vllm-rocm6.4.1_vllm_0.9.1_20250702.image.partial /projects/berth/images/vllm-rocm6.4.1_vllm_0.9.1_20250702.image
+    skopeo copy \
+      --preserve-digests docker://docker.io/rocm/vllm:rocm6.4.1_vllm_0.9.1_20250702 dir:/projects/berth/images/.vllm-rocm6.4.1_vllm_0.9.1_20250702.image.partial
+    mv /projects/berth/images/.vllm-rocm6.4.1_vllm_0.9.1_20250702.image.partial /projects/berth/images/vllm-rocm6.4.1_vllm_0.9.1_20250702.image
+    ;;
+  load)
     # What belongs to a login session makes a container runtime fail inside a job.
     unset XDG_RUNTIME_DIR XDG_SESSION_ID XDG_SESSION_TYPE XDG_SESSION_CLASS DBUS_SESSION_BUS_ADDRESS
-    podman pull docker.io/rocm/vllm:rocm6.4.1_vllm_0.9.1_20250702
+    IMAGE=$(podman pull --quiet dir:/projects/berth/images/vllm-rocm6.4.1_vllm_0.9.1_20250702.image)
+    podman tag "${IMAGE}" docker.io/rocm/vllm:rocm6.4.1_vllm_0.9.1_20250702
     ;;
   *)
-    echo "usage: bash stage.sh download|push|model|verify|image" >&2
+    echo "usage: bash stage.sh download|push|model|verify|image|load" >&2
     exit 2
     ;;
 esac

@@ -64,9 +64,10 @@ case "${1:-}" in
     export APPTAINER_TMPDIR=/tmp/berth/by-hand/scout-hops/apptainer/tmp
     mkdir -p /tmp/berth/by-hand/scout-hops/apptainer/cache /tmp/berth/by-hand/scout-hops/apptainer/tmp
     mkdir -p /projects/berth/images
-    # Under another name first: a build that breaks off leaves no image that looks whole.
-    apptainer build --force /projects/berth/images/vllm-openai-v0.9.1-0b51ec38fb96.sif.partial docker://docker.io/vllm/vllm-openai@sha256:0b51ec38fb965b44f6aa75d8d847c5f21bc062b7140e1d83444b39b67fc4a2ea
-    mv /projects/berth/images/vllm-openai-v0.9.1-0b51ec38fb96.sif.partial /projects/berth/images/vllm-openai-v0.9.1-0b51ec38fb96.sif
+    # Under another name first: what breaks off leaves no image that looks whole.
+    apptainer build \
+      --force /projects/berth/images/.vllm-openai-v0.9.1-0b51ec38fb96.sif.partial docker://docker.io/vllm/vllm-openai@sha256:0b51ec38fb965b44f6aa75d8d847c5f21bc062b7140e1d83444b39b67fc4a2ea
+    mv /projects/berth/images/.vllm-openai-v0.9.1-0b51ec38fb96.sif.partial /projects/berth/images/vllm-openai-v0.9.1-0b51ec38fb96.sif
     ;;
   *)
     echo "usage: bash stage.sh download|push|model|verify|image" >&2

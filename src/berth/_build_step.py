@@ -1,0 +1,82 @@
+"""One step of the building of an environment: a command with its output in a log, and what its failure means."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from berth.errors import BerthError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_ERROR_LINES = 12
+
+
+@dataclass(frozen=True)
+class Step:
+    """Runs the commands of one build with their output in one log."""
+
+    environment: Path
+    log: Path
+    lock_fd: int
+
+    @property
+    def temporary(self) -> Path:
+        """Where pip unpacks: the cache's disk, because /tmp may be small."""
+        return self.environment / "tmp"
+
+    def run(self, command: list[str], what: str) -> None:
+        """Run one command.
+
+        Raises:
+            BerthError: it failed; the message has its last lines.
+        """
+        if self.environment.exists():
+            self.temporary.mkdir(exist_ok=True)
+        with self.log.open("ab") as output:
+            output.write(f"$ {' '.join(command)}\n".encode())
+            output.flush()
+            before = output.tell()
+            # The child holds the lock too: if this process is killed, nobody builds beside a pip that goes on.
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_build_environment(self.temporary if self.temporary.exists() else None),
+                pass_fds=(self.lock_fd,),
+                check=False,
+            )
+        if done.returncode == 0:
+            return
+        text = self.log.read_bytes()[before:].decode(errors="replace")
+        tail = "\n".join(text.splitlines()[-_ERROR_LINES:])
+        raise BerthError(
+            f"Building the image failed while {what} (exit code {done.returncode}). {_remedy(text)} "
+            f"The whole log is {self.log}. Last lines:\n{tail}"
+        )
+
+
+def _build_environment(temporary: Path | None) -> dict[str, str]:
+    # A user's PYTHONPATH or site directory must not reach into a pinned environment.
+    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER"}}
+    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
+    extra |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    return kept | extra | ({"TMPDIR": str(temporary)} if temporary else {})
+
+
+def _remedy(text: str) -> str:
+    """What to do about a failed command, by what it said."""
+    lower = text.lower()
+    if "no space left" in lower or "disk quota" in lower:
+        return "The disk is full: free some room, or set BERTH_CACHE to a directory on a larger disk."
+    if "ensurepip" in lower:
+        return "Python's venv module is incomplete: on Debian and Ubuntu `apt-get install python3-venv`."
+    if "newconnectionerror" in lower or ("connection" in lower and "retrying" in lower):
+        return "The package index cannot be reached: set PIP_INDEX_URL, https_proxy or PIP_CERT as your site needs."
+    if "no matching distribution" in lower:
+        return "The index has no wheel of this version for this Python and platform (Linux x86_64, glibc 2.28)."
+    return "Run again to start afresh; what pip downloaded is in its cache."
