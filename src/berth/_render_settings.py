@@ -28,8 +28,8 @@ def settings_page(rendering: Rendering, warnings: Sequence[str]) -> str:
         f"# {deployment.name}\n\n{rendering.recipe.description}: {rendering.model.repo} on {platform.label}.",
         *(f"**Warning:** {warning}" for warning in warnings),
         "## What and where\n\n" + table(("what", "value"), facts(rendering)),
-        "## Arguments\n\nA later layer replaces an earlier one: recipe, version, several nodes, accelerator, version "
-        "on that accelerator, device, platform, deployment.\n\n"
+        "## Arguments\n\nA later layer replaces an earlier one: recipe, version, accelerator, version "
+        "on that accelerator, several nodes, device, platform, deployment.\n\n"
         + table(("argument", "from", "why", "in place of"), arguments(rendering)),
         "## Environment of the server\n\n" + table(("variable", "from", "why", "in place of"), environment(rendering)),
         "## Secrets\n\n" + _secrets(rendering),

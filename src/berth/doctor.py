@@ -41,9 +41,9 @@ class Patient:
 
     `store` has the fields of config.Store and `queue` those of config.Slurm or config.Flux, None without a scheduler.
     `jobs` are the resources of a sweep by deployment. `models` has bytes by repository, `downloads` bytes by the name
-    of a model of the hub; `images` are references of container images, `registry` the host of the site's own, "" for
-    none. `kubernetes` has the fields of kubernetes.Kubernetes, None elsewhere, and `secrets` the names of those that
-    the deployments need there.
+    of a model of the hub; `images` are references of container images,
+    `registry` the host of the site's own, "" for none. `kubernetes` has the fields of
+    kubernetes.Kubernetes, None elsewhere, and `secrets` the names of those that the deployments need there.
     """
 
     platform: str
@@ -109,12 +109,12 @@ def patient_of(
         "hub_models": [model.repo for model in hub],
         "gated": [model.repo for model in hub if model.gated],
         "images": [image.reference for image in containers if image.kind == "container"],
-        "kubernetes": asdict(platform.kubernetes) if platform.kubernetes else None,
-        "secrets": _secrets(platform.kubernetes, renderings) if platform.kubernetes else [],
         "registry": platform.registry.host if platform.registry else "",
         "modules": list(platform.modules),
         "storage": platform.container.storage,
         "ca_bundle": platform.network.ca_bundle if platform.network else "",
+        "kubernetes": asdict(platform.kubernetes) if platform.kubernetes else None,
+        "secrets": _secrets(platform.kubernetes, renderings) if platform.kubernetes else [],
         "status_command": status_command,
         "first_check_s": first_check_s,
     }

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 import yaml
+from container_programs import apptainer_environment, podman_environment
 
 from berth.dataset import generate_sharegpt
 from berth.image import default_cache_dir
@@ -42,13 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 STANDIN = ROOT / "tests/slurm/standin_vllm.py"
 VLLM = "/opt/vllm"
 PATH = "/opt/bin:/usr/local/bin:/usr/bin:/bin"
-# What Podman 4.3 needs as root without every capability, on a host with both versions of cgroups.
-PODMAN_CONF = """[containers]
-default_ulimits=["nofile=20000:20000", "nproc=32768:32768"]
-[engine]
-runtime="runc"
-events_logger="file"
-"""
 SWEEP = """
 import json, sys
 from pathlib import Path
@@ -138,11 +132,8 @@ class Podman:
 @contextlib.contextmanager
 def podman_image(folder: Path, *, real: bool) -> Iterator[Podman]:
     """Podman with an image that is made on the spot and removed at the end; the test skips where it cannot run."""
-    if shutil.which("podman") is None:
-        pytest.skip("Podman is not installed: apt-get install podman")
+    environ = podman_environment(folder)
     mounts = make_root(folder / "root", real=real)
-    (folder / "containers.conf").write_text(PODMAN_CONF)
-    environ = {**os.environ, "CONTAINERS_CONF": str(folder / "containers.conf")}
     subprocess.run(["tar", "-C", str(folder / "root"), "-cf", str(folder / "image.tar"), "."], check=True)
     image = f"localhost/berth/test-{uuid.uuid4().hex[:8]}:1"
     path = f"--change=ENV PATH={PATH}"
@@ -182,12 +173,8 @@ class Apptainer:
 
 def apptainer_image(folder: Path, *, real: bool) -> Apptainer:
     """Apptainer with a SIF that is made on the spot; the test skips where it cannot run."""
-    private = default_cache_dir() / "apptainer/bin"
-    path = f"{private}:{os.environ['PATH']}"
-    if shutil.which("apptainer", path=path) is None:
-        pytest.skip("Apptainer is not installed: tools/install-apptainer.sh")
+    environ = apptainer_environment()
     mounts = make_root(folder / "root", real=real)
-    environ = {**os.environ, "PATH": path}
     environ |= {f"APPTAINER_{name}DIR": str(folder / name) for name in ("TMP", "CACHE")}
     (folder / "TMP").mkdir()
     sif = folder / "image.sif"

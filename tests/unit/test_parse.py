@@ -183,6 +183,14 @@ def test_a_disk_that_users_share_may_name_the_user(
     assert (hops.container.options, hops.modules) == (("--cgroups=disabled",), ("podman/5",))
 
 
+def test_a_storage_that_podman_would_refuse_is_told_before_any_job(raw: dict[str, Any], copy: Path) -> None:
+    """Podman takes no --runroot of more than 50 characters."""
+    edit(copy / "config/platforms/hops.yaml", podman={"storage": "/local/" + "x" * 39})
+    load_config(raw, copy)
+    edit(copy / "config/platforms/hops.yaml", podman={"storage": "/local/" + "x" * 40})
+    assert "has 47 characters, and Podman takes 46 at most" in error_of(raw, copy)
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("modules", ["-x"]), ("modules", ["a b"]), ("podman", {"options": ["image"]})]
 )

@@ -258,7 +258,7 @@ def rendered(name):
 
 
 def manifests_command(name):
-    """The command that prints the manifests of one deployment; empty where there is none."""
+    """The command that prints the manifests of a deployment; none where it is no chart."""
     from berth.render import manifests_argv
 
     return manifests_argv(all_rendered()[name])
