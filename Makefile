@@ -44,6 +44,7 @@ test: check image packages
 packages:
 	tools/install-test-packages.sh
 	-tools/install-apptainer.sh
+	-tools/install-helm.sh
 
 # The tests' real server; `make demo` builds the same one by its own rule.
 image: $(VENV)/.ready

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from berth._render_settings import arguments, code, environment, facts, table
+from berth._render_settings import LAYERS, arguments, code, environment, facts, table
 from berth.chartvalues import Pod, chart_values, startup_s
 from berth.helm import template_argv
 from berth.kubernetes import api_key_secret
@@ -22,9 +22,7 @@ def kubernetes_page(pod: Pod, warnings: Sequence[str]) -> str:
         f"# {rendering.deployment.name}\n\n{what}",
         *(f"**Warning:** {warning}" for warning in warnings),
         "## What and where\n\n" + table(("what", "value"), _facts(pod)),
-        "## Arguments\n\nA later layer replaces an earlier one: recipe, version, several nodes, accelerator, version "
-        "on that accelerator, device, platform, deployment.\n\n"
-        + table(("argument", "from", "why", "in place of"), arguments(rendering)),
+        LAYERS + table(("argument", "from", "why", "in place of"), arguments(rendering)),
         "## Environment of the server\n\n" + table(("variable", "from", "why", "in place of"), environment(rendering)),
         "## Secrets\n\n" + _secrets(pod),
         "## Values\n\n" + table(("value", "from", "why"), _values(pod)),

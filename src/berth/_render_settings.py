@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from berth.rendering import Rendering
 
 
+LAYERS = (
+    "## Arguments\n\nA later layer replaces an earlier one: recipe, version, accelerator, version on that accelerator, "
+    "several nodes, device, platform, deployment.\n\n"
+)
 _BEYOND = (
     "It chooses a free port of the range, makes a key of its own, waits until the server is ready (and says why, if it "
     "does not get ready), measures the levels that are missing, starts a server that died again, and takes everything "
@@ -28,9 +32,7 @@ def settings_page(rendering: Rendering, warnings: Sequence[str]) -> str:
         f"# {deployment.name}\n\n{rendering.recipe.description}: {rendering.model.repo} on {platform.label}.",
         *(f"**Warning:** {warning}" for warning in warnings),
         "## What and where\n\n" + table(("what", "value"), facts(rendering)),
-        "## Arguments\n\nA later layer replaces an earlier one: recipe, version, accelerator, version "
-        "on that accelerator, several nodes, device, platform, deployment.\n\n"
-        + table(("argument", "from", "why", "in place of"), arguments(rendering)),
+        LAYERS + table(("argument", "from", "why", "in place of"), arguments(rendering)),
         "## Environment of the server\n\n" + table(("variable", "from", "why", "in place of"), environment(rendering)),
         "## Secrets\n\n" + _secrets(rendering),
         "## Folders\n\n" + _folders(rendering),

@@ -35,7 +35,7 @@ def push_script(rendering: Rendering) -> str:
     place = f"s3://{rendering.platform.store.bucket}/{_prefix(rendering)}"
     body = comment("By Berth, because a model without its manifest in the store is not taken there.")
     body += parts.by_workflow(rendering, receipt)
-    return _script(rendering, [("push", f"the model into {place}, from the hub", body)])
+    return _script(rendering, [("push", f"the model into {place}, from the hub", body), *image_steps(rendering)])
 
 
 def _prefix(rendering: Rendering) -> str:
