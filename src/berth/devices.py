@@ -12,35 +12,40 @@ import yaml
 from berth.checkup import Result, fail, ok
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # As Podman looks for them, and as https://github.com/cncf-tags/container-device-interface says.
 _CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
 _CDI_KIND = "nvidia.com/gpu"
 
 
-def accelerator_checks(runtime: str, accelerator: str) -> Iterator[Result]:
-    """What a container of this runtime needs of this node for its accelerators: "cuda", "rocm", or one without any."""
+def accelerator_checks(runtime: str, accelerator: str, names: Sequence[str] = ("all",)) -> Iterator[Result]:
+    """What a container of this runtime needs of this node for its accelerators: "cuda", "rocm", or one without any.
+
+    `names` are the CDI devices that Podman is asked for.
+    """
     if accelerator == "cuda":
-        yield cdi_specification() if runtime == "podman" else _nvidia_driver()
+        yield cdi_specification(names=names) if runtime == "podman" else _nvidia_driver()
     elif accelerator == "rocm":
         yield from (device_node(Path(device)) for device in ("/dev/kfd", "/dev/dri"))
 
 
-def cdi_specification(folders: tuple[str, ...] = _CDI_FOLDERS) -> Result:
-    """Whether `nvidia.com/gpu` means something to Podman here: a CDI specification of that kind."""
+def cdi_specification(folders: tuple[str, ...] = _CDI_FOLDERS, names: Sequence[str] = ("all",)) -> Result:
+    """Whether `nvidia.com/gpu` means something to Podman here: a CDI specification of that kind with these devices."""
+    wanted = f"{_CDI_KIND}={','.join(names)}"
     remedy = (
         "as root, and again after every update of the driver: nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
     )
     seen = []
     for folder in folders:
         for file in sorted(Path(folder).glob("*")):
-            kind, names = _cdi_content(file)
-            if kind == _CDI_KIND and "all" in names:
-                return ok(f"CDI: {file} describes {_CDI_KIND}=all")
+            kind, found = _cdi_content(file)
+            if kind == _CDI_KIND and set(names) <= set(found):
+                return ok(f"CDI: {file} describes {wanted}")
             if kind == _CDI_KIND:
-                seen.append(f"; {file} has no device `all` but {', '.join(names) or 'none'}")
-    return fail(f"CDI: no specification of {_CDI_KIND}=all in {' or '.join(folders)}{''.join(seen)}", remedy)
+                missing = ", ".join(f"`{name}`" for name in names if name not in found)
+                seen.append(f"; {file} has no device {missing} but {', '.join(found) or 'none'}")
+    return fail(f"CDI: no specification of {wanted} in {' or '.join(folders)}{''.join(seen)}", remedy)
 
 
 def _cdi_content(file: Path) -> tuple[str, list[str]]:

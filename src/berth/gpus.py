@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from berth.container import podman_devices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 # What schedulers set, and CUDA and ROCm read. Numbers count within the job where the site confines its devices.
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
@@ -59,3 +59,9 @@ def numbers_on_node(accelerator: str, environ: Mapping[str, str]) -> tuple[str, 
 def shares_node(ranks: int, nodes: int, per_node: int) -> bool:
     """Whether a server of so many ranks leaves accelerators of its nodes to other jobs."""
     return -(-ranks // nodes) < per_node
+
+
+def cdi_names(podman_flags: Sequence[str]) -> tuple[str, ...]:
+    """The CDI devices that these flags of Podman name; `all` where they name none."""
+    prefix = "--device=nvidia.com/gpu="
+    return tuple(flag.removeprefix(prefix) for flag in podman_flags if flag.startswith(prefix)) or ("all",)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from berth._doctor_runtime import apptainer_version, podman_info
 from berth.devices import accelerator_checks
 from berth.errors import BerthError
+from berth.gpus import cdi_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,9 +28,8 @@ def check_node(host: Host, container: Container, model_dir: Path, *, platform: s
     """
     if host.runtime != "process":
         _require([_runtime(host)], f"config/platforms/{platform}.yaml: runtime")
-        _require(
-            accelerator_checks(host.runtime, container.accelerator), f"config/platforms/{platform}.yaml: accelerator"
-        )
+        checks = accelerator_checks(host.runtime, container.accelerator, cdi_names(container.device_flags))
+        _require(checks, f"config/platforms/{platform}.yaml: accelerator")
     check_readable(model_dir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 from dataclasses import replace
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from berth.container import podman_argv, podman_devices, process_env
-from berth.gpus import numbers_on_node, share_of, shares_node
+from berth.devices import cdi_specification
+from berth.gpus import cdi_names, numbers_on_node, share_of, shares_node
 from berth.parse import load_config
 from berth.recipes import load_recipe
 from berth.render import render_files
@@ -162,3 +164,18 @@ def test_the_rendered_script_for_apptainer_hands_the_variables_over() -> None:
     assert shlex.split(done.stdout) == [
         f"APPTAINERENV_{name}=0,1" for name in ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES")
     ]
+
+
+def test_a_specification_without_the_jobs_gpu_is_told(tmp_path: Path) -> None:
+    """Before the server starts: a CDI specification that lacks one of the job's devices names it and what it has."""
+    (tmp_path / "gpus.json").write_text(
+        json.dumps({"kind": "nvidia.com/gpu", "devices": [{"name": "all"}, {"name": "2"}]})
+    )
+    names = cdi_names(share_of("podman", "cuda", JOB).podman_flags)
+    assert names == ("2", "3")
+    assert cdi_names(()) == ("all",)
+    result = cdi_specification((str(tmp_path),), names)
+    assert result.status == "FAIL"
+    assert "no specification of nvidia.com/gpu=2,3" in result.what
+    assert "has no device `3` but all, 2" in result.what
+    assert cdi_specification((str(tmp_path),), ("2",)).status == "ok"

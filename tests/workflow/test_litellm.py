@@ -79,7 +79,7 @@ def proxy_of(vllm: Deployed, config: Config) -> Deployed:
 
 def serving(deployed: Deployed, key: str, token: str) -> contextlib.AbstractContextManager[Server]:
     return serve(
-        deployed.launch(deployed.free_port(), key),
+        deployed.launch(deployed.free_port(), key, token),
         log_path=deployed.server_log,
         token=token,
         grace_s=20,
@@ -112,7 +112,7 @@ def test_a_completion_goes_through_the_proxy_to_vllm(staged: Workspace, monkeypa
         assert proxy.image["litellm_version"] == "1.103.0"
         monkeypatch.delenv("BACKEND_API_KEY", raising=False)
         with pytest.raises(BerthError, match=r"BACKEND_API_KEY is not set\. Export it: The key of the server behind"):
-            proxy.launch(1, PROXY_KEY)
+            proxy.launch(1, PROXY_KEY, second)
         monkeypatch.setenv("BACKEND_API_KEY", BACKEND_KEY)
         with serving(proxy, PROXY_KEY, second) as server:
             events = wait(server, proxy, PROXY_KEY)
