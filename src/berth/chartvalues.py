@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from berth.kubernetes import Kubernetes, api_key_secret, release_name
+from berth.references import Reference
 from berth.shelltext import quote, with_variables
 from berth.walltime import START_FIXED_S
 
@@ -62,7 +63,11 @@ def in_pod(rendering: Rendering) -> Pod:
         arguments=tuple(word.replace("${model}", model) for word in recipe.arguments),
         expects=replace(recipe.expects, cache_dir=cache),
     )
-    return Pod(replace(rendering, recipe=recipe), settings, release_name(rendering.deployment.name))
+    platform = rendering.platform
+    if platform.network:
+        # A file of this machine; pods have a ConfigMap of them.
+        platform = replace(platform, network=replace(platform.network, ca_bundle=""))
+    return Pod(replace(rendering, recipe=recipe, platform=platform), settings, release_name(rendering.deployment.name))
 
 
 def not_rendered(rendering: Rendering) -> str | None:
@@ -101,11 +106,11 @@ def chart_values(pod: Pod) -> dict[str, Any]:
 def _own(pod: Pod) -> dict[str, Any]:
     settings, platform = pod.settings, pod.rendering.platform
     kind = platform.accelerator.kind
-    repository, tag = _split(pod.container.image)
+    image = _image(pod)
     values: dict[str, Any] = {
         "image": {
-            "repository": repository,
-            "tag": tag,
+            "repository": image.name,
+            "tag": image.tag,
             "digest": pod.container.digest,
             "command": _command(pod),
             "env": _env(pod),
@@ -140,7 +145,7 @@ def _own(pod: Pod) -> dict[str, Any]:
 def _upstream(pod: Pod) -> dict[str, Any]:
     settings, platform = pod.settings, pod.rendering.platform
     # NAME@sha256 and the digits, because the chart puts a colon between repository and tag.
-    repository, tag = _split(pod.container.image)
+    repository, tag = _image(pod).name, _image(pod).tag
     if pod.container.digest:
         repository, tag = f"{repository}@sha256", pod.container.digest.removeprefix("sha256:")
     return {
@@ -189,6 +194,12 @@ def _upstream_store(pod: Pod) -> list[dict[str, Any]]:
         {"name": name, "valueFrom": {"secretKeyRef": {"name": pod.settings.store_secret, "key": name}}}
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     ]
+
+
+def _image(pod: Pod) -> Reference:
+    """The image where the site has it."""
+    image, registry = Reference.parse(pod.container.image), pod.rendering.platform.registry
+    return image.moved_to(registry.host, registry.prefix) if registry else image
 
 
 def _split(reference: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from berth.chartvalues import Pod, in_pod
+from berth.config import Network, Registry
 from berth.kubernetes import Expose
 from berth.parse import load_config
 from berth.rendering import Rendering, renderings
@@ -27,17 +28,22 @@ def configured() -> Config:
     return load_config({**raw, "platform": "goodall"}, ROOT)
 
 
-def goodall(*, kind: str = "cuda", deployment: dict[str, Any] | None = None, **settings: Any) -> Rendering:
+def goodall(
+    *, kind: str = "cuda", deployment: dict[str, Any] | None = None, site: dict[str, Any] | None = None, **settings: Any
+) -> Rendering:
     """Scout in bf16 on a Goodall with four accelerators in a node: figure 6, unless something is changed.
 
-    `deployment` changes the deployment, `settings` the section kubernetes of the platform.
+    `deployment` changes the deployment, `site` the platform, `settings` its section kubernetes.
     """
     config = configured()
     platform = config.platforms["goodall"]
     assert platform.kubernetes is not None
     accelerator = dataclasses.replace(platform.accelerator, kind=kind, per_node=4)
     platform = dataclasses.replace(
-        platform, accelerator=accelerator, kubernetes=dataclasses.replace(platform.kubernetes, **settings)
+        platform,
+        accelerator=accelerator,
+        kubernetes=dataclasses.replace(platform.kubernetes, **settings),
+        **(site or {}),
     )
     changes = {
         "name": "scout",
@@ -86,5 +92,9 @@ CASES: dict[str, dict[str, Any]] = {
         "pull_secrets": ("quay",),
         "max_unavailable": 0,
     },
-    "proxies": {"deployment": {"env": {"https_proxy": "http://proxy.example.gov:3128", "no_proxy": "example.gov"}}},
+    "network": {
+        "site": {"network": Network(https_proxy="http://proxy.example.gov:3128", ca_bundle="/etc/ssl/site.pem")},
+        "ca_config_map": "site-ca",
+    },
+    "registry": {"site": {"registry": Registry("quay.example.gov:8443", "mirrored")}},
 }

@@ -218,11 +218,28 @@ def test_the_pinned_revision_is_asked_of_the_store() -> None:
 
 
 def test_proxies_reach_server_and_download() -> None:
-    """Proxies in the environment of a deployment are those of the download too."""
-    values = chart_values(pod(**CASES["proxies"]))
-    assert env_of(values)["https_proxy"] == "http://proxy.example.gov:3128"
-    names = [each["name"] for each in values["extraInit"]["modelDownload"]["env"]]
-    assert sorted(names) == ["https_proxy", "no_proxy"]
+    """The site's proxies are in both; its certificates are a file of this machine, and pods have another."""
+    values = chart_values(pod(**CASES["network"]))
+    server = env_of(values)
+    download = {each["name"]: each["value"] for each in values["extraInit"]["modelDownload"]["env"]}
+    for env in (server, download):
+        assert env["https_proxy"] == env["HTTPS_PROXY"] == "http://proxy.example.gov:3128"
+        assert "localhost" in env["no_proxy"]
+    assert "/etc/ssl/site.pem" not in str(values)
+    assert values["caBundle"]["configMap"] == "site-ca"
+
+
+def test_the_image_comes_from_the_sites_registry() -> None:
+    """With a registry of its own the site's image is pulled, by the same digest, and stage.sh brings it there."""
+    rendering = goodall(**CASES["registry"])
+    image = chart_values(in_pod(rendering))["image"]
+    assert image["repository"] == "quay.example.gov:8443/mirrored/vllm/vllm-openai"
+    assert image["digest"] == rendering.server.container.digest
+    stage = render_files(rendering)["stage.sh"]
+    assert "usage: bash stage.sh push|mirror" in stage
+    assert "docker://quay.example.gov:8443/mirrored/vllm/vllm-openai:v0.9.1" in stage
+    upstream = chart_values(pod(chart=UPSTREAM, **CASES["registry"]))["image"]
+    assert upstream["repository"] == "quay.example.gov:8443/mirrored/vllm/vllm-openai@sha256"
 
 
 class Site:
