@@ -6,7 +6,6 @@ In the place of vLLM is standin_vllm.py, which adds nothing to what is tested he
 from __future__ import annotations
 
 import json
-import shlex
 import subprocess
 from typing import Any
 
@@ -66,14 +65,22 @@ def test_sacct_without_accounting_is_refused(small: SlurmWorkspace) -> None:
 
 
 def in_allocation(workspace: SlurmWorkspace, minutes: int, *options: str) -> int:
-    """The exit code of Snakemake in a job that a person has, where `--executor local` submits nothing."""
-    command = shlex.join(workspace.command("points", "--executor", "local", *options))
-    done = subprocess.run(
-        ["sbatch", "--wait", f"--time={minutes}", "--exclusive", "--output=allocation.log", f"--wrap={command}"],
-        cwd=workspace.path,
-        env=workspace.environment(),
-        check=False,
-    )
+    """The exit code of Snakemake in an allocation that a person has, where `--executor local` submits nothing."""
+    with (workspace.path / "allocation.log").open("w") as log:
+        done = subprocess.run(
+            [
+                "salloc",
+                f"--time={minutes}",
+                "--exclusive",
+                *workspace.command("points", "--executor", "local", *options),
+            ],
+            cwd=workspace.path,
+            env=workspace.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            check=False,
+        )
     return done.returncode
 
 
