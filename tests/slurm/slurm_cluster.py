@@ -149,7 +149,7 @@ class SlurmWorkspace(Workspace):
         self = cls(Workspace.create(path).path, cluster)
         self.change_profile(
             # The private cluster keeps no accounting, and its jobs take seconds.
-            **{"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 3, "latency-wait": 15}
+            **{"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 5, "latency-wait": 15}
         )
         self.change_platform(
             runtime="process",

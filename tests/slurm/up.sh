@@ -108,7 +108,7 @@ EOF
 # The executor removes SLURM_* from the environment of a job's steps, and SLURM_CONF with it; PATH it leaves alone.
 write_commands() {
     local command path
-    for command in sbatch scancel scontrol sinfo squeue srun sacct sacctmgr; do
+    for command in salloc sbatch scancel scontrol sinfo squeue srun sacct sacctmgr; do
         path=$(command -v "$command") || continue
         printf '#!/bin/sh\nSLURM_CONF=%s exec %s "$@"\n' "$dir/conf/slurm.conf" "$path" >"$dir/bin/$command"
         chmod 755 "$dir/bin/$command"
