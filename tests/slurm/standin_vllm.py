@@ -65,7 +65,7 @@ def options(words: list[str]) -> dict[str, str]:
 
 def run_of(folder: Path) -> str:
     """The part of a path that names the run, such as run1."""
-    return next(part for part in folder.parts if part.startswith("run") and part[3:].isdigit())
+    return next((part for part in folder.parts if part.startswith("run") and part[3:].isdigit()), "no-run")
 
 
 def serve(given: dict[str, str]) -> None:
