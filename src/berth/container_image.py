@@ -271,12 +271,15 @@ class _Stage:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m berth.container_image RECEIPT SCRATCH`: ensure_loaded() on this node, for nodes that srun reaches."""
+    """`python -m berth.container_image RECEIPT SCRATCH [PODMAN ...]`: ensure_loaded() on each node that srun reaches.
+
+    PODMAN is Podman with its global options; its environment is this process's.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    receipt_path, scratch_dir = arguments
+    receipt_path, scratch_dir, *program = arguments
     try:
         receipt = json.loads(Path(receipt_path).read_text())
-        ensure_loaded(receipt, receipt_path=receipt_path, scratch_dir=scratch_dir)
+        ensure_loaded(receipt, receipt_path=receipt_path, scratch_dir=scratch_dir, program=program or _PODMAN)
     except (BerthError, OSError, ValueError) as error:
         print(f"ERROR: {os.uname().nodename}: {error}", file=sys.stderr)
         return 1

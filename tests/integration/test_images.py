@@ -467,6 +467,7 @@ class TestPodman:
         """The module's command loads the image on the node where it runs, and names the node in its error."""
         stage_container(world.request("podman"), world.receipt())
         command = [sys.executable, "-m", "berth.container_image", str(world.receipt()), str(world.path / "scratch")]
+        command += ["podman", "--log-level=error"]
         subprocess.run(command, check=True)
         assert said_by_podman(f"{world.source.host}/{NAME}@{world.digest}") == "the image"
         subprocess.run(["podman", "rmi", "--all", "--force"], check=True, capture_output=True)
