@@ -102,6 +102,33 @@ def test_the_digest_that_was_found_is_in_every_point(
     assert sorted(run.spooled()) == [1]
 
 
+def test_every_node_of_a_job_loads_the_image(
+    tmp_path: Path, server: RegistryServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's node and the client's own have storages of their own, and each gets the image once, by digest."""
+    with podman_nodes(tmp_path, ["head", "client"]) as nodes:
+        run = staged_run(tmp_path, "podman", nodes["head"], server, monkeypatch)
+        server.stop()
+        run.request["deployment"]["client_nodes"] = 1
+        run.request["platform_settings"]["hosts"] = [
+            {"name": name, "address": "127.0.0.1", "run": ["env", f"CONTAINERS_STORAGE_CONF={tmp_path}/{name}.conf"]}
+            for name in nodes
+        ]
+        run.finish()
+        assert sorted(run.spooled()) == [1, 2]
+        assert run.spooled()[1]["client"]["node"] == "client"
+        digest = json.loads(Path(run.request["image_receipt"]).read_text())["digest"]
+        for environ in nodes.values():
+            listed = subprocess.run(
+                ["podman", "images", "--digests", "--noheading", "--format={{.Digest}}"],
+                env=environ,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert listed.stdout.split() == [digest]
+
+
 def rendered(folder: Path, runtime: str, source: RegistryServer, site: RegistryServer, digest: str) -> Path:
     """stage.sh of the paper's deployment with another image, other folders and a registry of the site."""
     raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
