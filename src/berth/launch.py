@@ -172,7 +172,7 @@ class Deployed:
             stop=started.stop,
         )
 
-    def client(self, key: str, token: str, node: Node | None) -> tuple[Command, Command]:
+    def client(self, key: str, token: str, node: Node | None = None) -> tuple[Command, Command]:
         """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end.
 
         It runs on `node` where it has one of its own.

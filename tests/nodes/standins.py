@@ -46,7 +46,7 @@ def use_standin_fleet(
     recipe = workspace.path / "config/recipes/vllm.yaml"
     value = yaml.safe_load(recipe.read_text())
     images = value["versions"][version]["images"]
-    images["cuda"] = images["cpu"] = {"kind": "environment", "lock": LOCK}
+    images["cuda"] = images["cpu"] = value["versions"]["0.32.0"]["images"]["cpu"]
     recipe.write_text(yaml.safe_dump(value, sort_keys=False))
     results = workspace.path / "results"
     receipt = {"schema": 1, "reference": "a stand-in", "digest": read_lock(LOCKS / LOCK).digest, "path": str(prefix)}

