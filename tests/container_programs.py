@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 # What Podman 4.3 needs as root without every capability, on a host with both versions of cgroups.
 CONTAINERS_CONF = """[containers]
@@ -42,3 +49,20 @@ def podman_environment(folder: Path) -> dict[str, str]:
     conf = folder / "containers.conf"
     conf.write_text(CONTAINERS_CONF)
     return {**os.environ, "CONTAINERS_CONF": str(conf)}
+
+
+@contextlib.contextmanager
+def podman_nodes(folder: Path, names: Sequence[str]) -> Iterator[dict[str, dict[str, str]]]:
+    """The environments of Podman on nodes, by name: each has a storage of its own, and all share the file system."""
+    base = podman_environment(folder)
+    # With a runroot of more than 50 characters Podman waits 20 s for the end of every container.
+    with tempfile.TemporaryDirectory(prefix="berth-") as place:
+        nodes = {}
+        for name in names:
+            conf = folder / f"{name}.conf"
+            conf.write_text(f'[storage]\ndriver="overlay"\ngraphroot="{place}/{name}"\nrunroot="{place}/{name}/run"\n')
+            nodes[name] = {**base, "CONTAINERS_STORAGE_CONF": str(conf)}
+        yield nodes
+        for name, environ in nodes.items():
+            subprocess.run(["podman", "rmi", "--all", "--force"], env=environ, check=True, capture_output=True)
+            subprocess.run(["umount", f"{place}/{name}/overlay"], check=False, capture_output=True)

@@ -129,16 +129,27 @@ class RegistryServer:
         return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request)
 
 
-def make_image(folder: Path, says: str, *, architecture: str = "amd64", padding: bytes = b"") -> str:
-    """Write an image as a folder (skopeo's dir:) with a shell and the file /says in it; its digest."""
+def make_image(
+    folder: Path,
+    says: str,
+    *,
+    architecture: str = "amd64",
+    padding: bytes = b"",
+    tree: Path | None = None,
+    path: str = "/bin",
+) -> str:
+    """Write an image as a folder (skopeo's dir:) with the file /says in it; its digest.
+
+    Beside that it has a shell, or the files of `tree`.
+    """
     folder.mkdir(parents=True)
-    raw = _layer({"says": says.encode(), "padding": padding})
+    raw = _layer({"says": says.encode(), "padding": padding}, tree)
     layer = gzip.compress(raw, compresslevel=1, mtime=0)
     config = json.dumps(
         {
             "architecture": architecture,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"]},
+            "config": {"Env": [f"PATH={path}"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(raw)}"]},
         }
     ).encode()
@@ -157,26 +168,33 @@ def make_image(folder: Path, says: str, *, architecture: str = "amd64", padding:
     return f"sha256:{_sha256(manifest)}"
 
 
-def _layer(files: dict[str, bytes]) -> bytes:
+def _layer(files: dict[str, bytes], tree: Path | None) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name in ("bin", "tmp", "root", "proc", "sys", "dev", "etc", "usr", "var"):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(entry)
-        copied: dict[str, Path] = {}
-        for program in ("sh", "cat"):
-            binary = Path(shutil.which(program) or "").resolve()
-            said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=True).stdout
-            copied |= {needed[1:]: Path(needed).resolve() for needed in re.findall(r"(/\S+)", said)}
-            copied[f"bin/{program}"] = binary
-        for name, path in copied.items():
-            tar.add(path, arcname=name)
+        if tree is not None:
+            tar.add(tree, arcname=".")
+        else:
+            _add_shell(tar)
         for name, data in files.items():
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), 0o644
             tar.addfile(entry, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def _add_shell(tar: tarfile.TarFile) -> None:
+    for name in ("bin", "tmp", "root", "proc", "sys", "dev", "etc", "usr", "var"):
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(entry)
+    copied: dict[str, Path] = {}
+    for program in ("sh", "cat"):
+        binary = Path(shutil.which(program) or "").resolve()
+        said = subprocess.run(["ldd", str(binary)], capture_output=True, text=True, check=True).stdout
+        copied |= {needed[1:]: Path(needed).resolve() for needed in re.findall(r"(/\S+)", said)}
+        copied[f"bin/{program}"] = binary
+    for name, path in copied.items():
+        tar.add(path, arcname=name)
 
 
 def _sha256(data: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -16,18 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import filelocks, podman, registry
-from berth.container import without_login_session
 from berth.disk import human_bytes
 from berth.errors import BerthError
 from berth.fsio import write_json
 from berth.image_archive import make_archive, whole_archive
 from berth.image_request import work_folder
-from berth.references import Reference, archive_name, local_name, sif_name
+from berth.references import Reference, archive_name, sif_name
 from berth.sif import build_sif, receipt_beside, whole_sif
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from berth.image_request import ImageRequest
     from berth.registry import Access, Found
@@ -94,7 +93,7 @@ def ensure_loaded(
         if not sif.is_file() or sif.stat().st_size != receipt["size_bytes"]:
             raise BerthError(f"{sif} on {node} is not the image that was staged there. {again}")
         return
-    storage = _Storage.at(work_folder(scratch_dir, receipt["reference"], receipt["digest"]), env, program)
+    storage = podman.Storage.at(work_folder(scratch_dir, receipt["reference"], receipt["digest"]), env, program)
     if storage.has(receipt):
         return
     name = receipt["pulled_from"]
@@ -117,39 +116,17 @@ def ensure_loaded(
         logger.info("%s is loaded on %s, %.1f s", name, node, time.monotonic() - started)
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """Podman's storage on this node, and the folder of a local disk where the lock on an image lies."""
+def load_first(
+    receipt: Mapping[str, Any], receipt_path: str, scratch_dir: str | Path, program: Sequence[str]
+) -> tuple[str, ...]:
+    """What goes before a command on another node so that the node has the image; nothing where it needs none.
 
-    program: tuple[str, ...]
-    work: Path
-    env: dict[str, str]
-
-    @classmethod
-    def at(cls, work: Path, env: Mapping[str, str] | None, program: Sequence[str]) -> _Storage:
-        """The storage with no login session in Podman's environment, and its temporary files off /var/tmp."""
-        outside = without_login_session(os.environ) if env is None else env
-        return cls(tuple(program), work, {**outside, "TMPDIR": str(work.parent)})
-
-    def locked(self, purpose: str) -> AbstractContextManager[int]:
-        """The lock on this image on this node."""
-        return filelocks.exclusive(self.work.with_name(f"{self.work.name}.lock"), purpose)
-
-    def has(self, receipt: Mapping[str, Any]) -> bool:
-        """Whether the image of a receipt is there, under both of its names."""
-        names = (Reference.parse(receipt["reference"]).at(receipt["digest"]), receipt["pulled_from"])
-        return all(podman.has(self.program, name, self.env) for name in dict.fromkeys(names))
-
-    def bring(self, source: str, receipt: Mapping[str, Any], access: Access, lock_fd: int) -> None:
-        """Bring the image of a receipt there, under both of its names."""
-        names = (Reference.parse(receipt["reference"]).name, receipt["pulled_from"].partition("@")[0])
-        tags = [local_name(name, receipt["digest"]) for name in dict.fromkeys(names)]
-        podman.bring(self.program, source, tags, access, env=self.env, lock_fd=lock_fd)
-        if not self.has(receipt):
-            raise BerthError(
-                f"{source} was brought into Podman's storage, and {receipt['pulled_from']} is not there: it is "
-                f"another image. Delete {source.removeprefix('dir:')}, and run again."
-            )
+    Berth and `receipt_path` are on a file system that both nodes have.
+    """
+    if receipt.get("runtime") != "podman":
+        return ()
+    words = [sys.executable, "-m", "berth.container_image", str(Path(receipt_path).absolute()), str(scratch_dir)]
+    return ("sh", "-c", f'{shlex.join([*words, *program])} && exec "$@"', "load")
 
 
 @dataclass(frozen=True)
@@ -200,7 +177,7 @@ class _Stage:
 
     def pulled(self) -> dict[str, Any]:
         """The receipt of an image in the storage of this node, where it is pulled unless it is there."""
-        storage = _Storage.at(self.request.work, None, self.request.podman)
+        storage = podman.Storage.at(self.request.work, None, self.request.podman)
         with storage.locked(f"pulling of {self.request.reference}") as lock_fd:
             if self.digest:
                 kept = self._receipt(registry.Found(self.digest, "", 0, ""))
@@ -271,12 +248,15 @@ class _Stage:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m berth.container_image RECEIPT SCRATCH`: ensure_loaded() on this node, for nodes that srun reaches."""
+    """`python -m berth.container_image RECEIPT SCRATCH [PODMAN ...]`: ensure_loaded() on each node that srun reaches.
+
+    PODMAN is Podman with its global options; its environment is this process's.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    receipt_path, scratch_dir = arguments
+    receipt_path, scratch_dir, *program = arguments
     try:
         receipt = json.loads(Path(receipt_path).read_text())
-        ensure_loaded(receipt, receipt_path=receipt_path, scratch_dir=scratch_dir)
+        ensure_loaded(receipt, receipt_path=receipt_path, scratch_dir=scratch_dir, program=program or _PODMAN)
     except (BerthError, OSError, ValueError) as error:
         print(f"ERROR: {os.uname().nodename}: {error}", file=sys.stderr)
         return 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth import _bench_worker
 from berth.config import Network
 from berth.container import Container, Mount
-from berth.container_image import ensure_loaded
+from berth.container_image import ensure_loaded, load_first
 from berth.decide import Site
 from berth.errors import BerthError
 from berth.fsio import write_text
@@ -172,7 +172,7 @@ class Deployed:
             stop=started.stop,
         )
 
-    def client(self, key: str, token: str, node: Node | None) -> tuple[Command, Command]:
+    def client(self, key: str, token: str, node: Node | None = None) -> tuple[Command, Command]:
         """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end.
 
         It runs on `node` where it has one of its own.
@@ -199,9 +199,11 @@ class Deployed:
     def _on_node(self, started: Command, node: Node) -> Command:
         names = [*started.env, *started.secret_env]
         start = client_start(self.request.platform_settings, node, str(self.scratch), names)
+        settings = self.request.platform_settings
+        load = load_first(self.image, self.request.image_receipt, settings["scratch_dir"], self.on.podman)
         return replace(
             started,
-            argv=(*start, *started.argv),
+            argv=(*start, *load, *started.argv),
             env={**scheduler_environment(os.environ), **started.env},
             stop=tuple((*start, *each) for each in started.stop),
         )

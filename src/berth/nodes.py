@@ -77,8 +77,8 @@ def job_nodes(settings: Mapping[str, Any], count: int) -> tuple[Node, ...]:
     if loopback and len(loopback) < len(nodes) and not settings["interface"]:
         raise BerthError(
             f"The name of node {loopback[0].name} means {loopback[0].address} here, at which other nodes do not reach "
-            "it. Set server.interface in the platform's file to the interface that the nodes share, or their network, "
-            "as 10.0.0.0/16."
+            "it. Set server.interface in the platform's file to the interface that the nodes share, or to their "
+            "network, as 10.0.0.0/16."
         )
     return nodes
 

@@ -10,13 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from container_programs import apptainer_environment, podman_environment
+from container_programs import apptainer_environment, podman_nodes
 from registry_server import LOGIN, RegistryServer, make_image, need_registry
 
 from berth import registry, sif
@@ -107,19 +106,10 @@ def apptainer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("CONTAINERS_CONF", podman_environment(tmp_path)["CONTAINERS_CONF"])
-    # With a runroot of more than 50 characters Podman waits 20 s for the end of every container.
-    with tempfile.TemporaryDirectory(prefix="berth-") as folder:
-        for name in ("node1", "node2"):
-            (tmp_path / f"{name}.conf").write_text(
-                f'[storage]\ndriver="overlay"\ngraphroot="{folder}/{name}"\nrunroot="{folder}/{name}/run"\n'
-            )
+    with podman_nodes(tmp_path, ["node1", "node2"]) as nodes:
+        monkeypatch.setenv("CONTAINERS_CONF", nodes["node1"]["CONTAINERS_CONF"])
         at_node(tmp_path, "node1", monkeypatch)
         yield
-        for name in ("node1", "node2"):
-            at_node(tmp_path, name, monkeypatch)
-            subprocess.run(["podman", "rmi", "--all", "--force"], check=True, capture_output=True)
-            subprocess.run(["umount", f"{folder}/{name}/overlay"], check=False, capture_output=True)
 
 
 def at_node(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,6 +467,7 @@ class TestPodman:
         """The module's command loads the image on the node where it runs, and names the node in its error."""
         stage_container(world.request("podman"), world.receipt())
         command = [sys.executable, "-m", "berth.container_image", str(world.receipt()), str(world.path / "scratch")]
+        command += ["podman", "--log-level=error"]
         subprocess.run(command, check=True)
         assert said_by_podman(f"{world.source.host}/{NAME}@{world.digest}") == "the image"
         subprocess.run(["podman", "rmi", "--all", "--force"], check=True, capture_output=True)
