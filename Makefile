@@ -43,6 +43,7 @@ test: check image packages
 # Debian's Slurm, Podman and the like, as root; the tests of what cannot be installed skip and say what to install.
 packages:
 	tools/install-test-packages.sh
+	-tools/install-apptainer.sh
 
 # The tests' real server; `make demo` builds the same one by its own rule.
 image: $(VENV)/.ready

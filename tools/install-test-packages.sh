@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install-test-packages.sh -- the Debian packages of the tests that need a real Slurm, where that is possible.
+# install-test-packages.sh -- the Debian packages of the tests that need a real Slurm, Podman or registry, where that is possible.
 #
 # Elsewhere those tests skip, and each says what to install.
 set -euo pipefail
@@ -11,10 +11,10 @@ for package in "${packages[@]}"; do
 done 2>/dev/null
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-    echo "Not installed, so tests of Slurm skip: ${missing[*]}. On Debian: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
+    echo "Not installed, so their tests skip: ${missing[*]}. On Debian: sudo apt-get install --no-install-recommends ${missing[*]}" >&2
     exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
 # A package source that is down must not keep the other tests from running.
 apt-get update -q && apt-get install -q -y --no-install-recommends "${missing[@]}" ||
-    echo "Could not be installed, so tests of Slurm skip: ${missing[*]}" >&2
+    echo "Could not be installed, so their tests skip: ${missing[*]}" >&2

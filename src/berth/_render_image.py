@@ -32,6 +32,9 @@ def image_steps(rendering: Rendering) -> list[parts.Step]:
         return [("image", f"the environment into {path}", body + parts.by_workflow(rendering, receipt))]
     steps = _Steps(rendering)
     told = [steps.mirror()] if rendering.platform.registry else []
+    if runtime == "kubernetes":
+        # Its nodes pull by themselves.
+        return told
     if runtime == "apptainer":
         return [*told, steps.sif(path)]
     if rendering.platform.queue is None:

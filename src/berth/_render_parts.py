@@ -206,7 +206,7 @@ def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
 
 def allocation(rendering: Rendering) -> str:
     """How a person gets the nodes on which the scripts run; an empty text where no scheduler is asked."""
-    platform, nodes = rendering.platform, rendering.deployment.nodes
+    platform, nodes = rendering.platform, rendering.deployment.job_nodes
     count = accelerators_per_node(rendering.deployment, platform)
     if platform.slurm:
         slurm = platform.slurm

@@ -27,12 +27,11 @@ def settings_page(rendering: Rendering, warnings: Sequence[str]) -> str:
     sections = [
         f"# {deployment.name}\n\n{rendering.recipe.description}: {rendering.model.repo} on {platform.label}.",
         *(f"**Warning:** {warning}" for warning in warnings),
-        "## What and where\n\n" + _table(("what", "value"), _facts(rendering)),
-        "## Arguments\n\nA later layer replaces an earlier one: recipe, version, several nodes, accelerator, version "
-        "on that accelerator, device, platform, deployment.\n\n"
-        + _table(("argument", "from", "why", "in place of"), _arguments(rendering)),
-        "## Environment of the server\n\n"
-        + _table(("variable", "from", "why", "in place of"), _environment(rendering)),
+        "## What and where\n\n" + table(("what", "value"), facts(rendering)),
+        "## Arguments\n\nA later layer replaces an earlier one: recipe, version, accelerator, version "
+        "on that accelerator, several nodes, device, platform, deployment.\n\n"
+        + table(("argument", "from", "why", "in place of"), arguments(rendering)),
+        "## Environment of the server\n\n" + table(("variable", "from", "why", "in place of"), environment(rendering)),
         "## Secrets\n\n" + _secrets(rendering),
         "## Folders\n\n" + _folders(rendering),
         "## Client\n\n" + _client(rendering) if rendering.recipe.clients else "",
@@ -41,7 +40,8 @@ def settings_page(rendering: Rendering, warnings: Sequence[str]) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def _facts(rendering: Rendering) -> list[tuple[str, str]]:
+def facts(rendering: Rendering) -> list[tuple[str, str]]:
+    """What runs, in which size, and what measures it."""
     deployment, platform, model = rendering.deployment, rendering.platform, rendering.model
     container = rendering.server.container
     uses = ", ".join(
@@ -61,7 +61,8 @@ def _facts(rendering: Rendering) -> list[tuple[str, str]]:
     ]
 
 
-def _arguments(rendering: Rendering) -> list[tuple[str, ...]]:
+def arguments(rendering: Rendering) -> list[tuple[str, ...]]:
+    """Each argument, the layer that decided it, its reason, and the layers before."""
     container = rendering.server.container
     told = [each for each in rendering.server.explanations if each.part == "arg"]
     return [(_spelled(container, each.name), *_origin(each)) for each in told]
@@ -76,15 +77,16 @@ def _spelled(container: Container, name: str) -> str:
             end = index + 1
             while word == f"--{name}" and end < len(words) and not words[end].startswith("-"):
                 end += 1
-            return _code(" ".join(words[index:end]))
-    return f"{_code(flags[0])}, left out"
+            return code(" ".join(words[index:end]))
+    return f"{code(flags[0])}, left out"
 
 
-def _environment(rendering: Rendering) -> list[tuple[str, ...]]:
+def environment(rendering: Rendering) -> list[tuple[str, ...]]:
+    """The same of each variable of the server."""
     container = rendering.server.container
     told = {each.name: each for each in rendering.server.explanations if each.part == "env"}
     rows: list[tuple[str, ...]] = [
-        (_code(f"{name}={container.env[name]}") if name in container.env else f"{_code(name)}, removed", *_origin(each))
+        (code(f"{name}={container.env[name]}") if name in container.env else f"{code(name)}, removed", *_origin(each))
         for name, each in told.items()
     ]
     site = rendering.platform.name
@@ -94,7 +96,7 @@ def _environment(rendering: Rendering) -> list[tuple[str, ...]]:
             why = (
                 "A cache of the service, in its writable folder." if name in caches else "The site sets it everywhere."
             )
-            rows.append((_code(f"{name}={value}"), "recipe" if name in caches else f"platform {site}", why, ""))
+            rows.append((code(f"{name}={value}"), "recipe" if name in caches else f"platform {site}", why, ""))
     return rows
 
 
@@ -111,17 +113,17 @@ def _secrets(rendering: Rendering) -> str:
         "apptainer": "Apptainer gets the value as `APPTAINERENV_NAME` in its environment.",
         "process": "The process gets the variable.",
     }
-    return f"{', '.join(map(_code, names))}, from the environment. {ways[rendering.platform.runtime]}"
+    return f"{', '.join(map(code, names))}, from the environment. {ways[rendering.platform.runtime]}"
 
 
 def _folders(rendering: Rendering) -> str:
     container = rendering.server.container
     if not container.mounts:
         rows = [(str(rendering.model_dir), "the model"), (str(rendering.scratch), "everything that is written")]
-        return _table(("here", "what"), ((_code(path), what) for path, what in rows))
-    return _table(
+        return table(("here", "what"), ((code(path), what) for path, what in rows))
+    return table(
         ("here", "inside", ""),
-        ((_code(m.source), _code(m.target), "read only" if m.read_only else "writable") for m in container.mounts),
+        ((code(m.source), code(m.target), "read only" if m.read_only else "writable") for m in container.mounts),
     )
 
 
@@ -143,10 +145,12 @@ def _client(rendering: Rendering) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """A text as code."""
     return f"`{shown(text)}`"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

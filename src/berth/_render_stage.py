@@ -26,7 +26,23 @@ def stage_script(rendering: Rendering) -> str:
     steps = []
     if rendering.recipe.expects.models_dir:
         steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
-    steps += image_steps(rendering)
+    return _script(rendering, steps + image_steps(rendering))
+
+
+def push_script(rendering: Rendering) -> str:
+    """The script for a cluster that takes model and image by itself, once the model is in the store."""
+    receipt = rendering.results / "store" / rendering.platform.name / f"{rendering.model.name}.json"
+    place = f"s3://{rendering.platform.store.bucket}/{_prefix(rendering)}"
+    body = comment("By Berth, because a model without its manifest in the store is not taken there.")
+    body += parts.by_workflow(rendering, receipt)
+    return _script(rendering, [("push", f"the model into {place}, from the hub", body)])
+
+
+def _prefix(rendering: Rendering) -> str:
+    return "/".join(part for part in (rendering.platform.store.prefix.strip("/"), rendering.model.repo) if part)
+
+
+def _script(rendering: Rendering, steps: list[parts.Step]) -> str:
     told = [f"    bash stage.sh {name:<9}{what}" for name, what, _ in steps]
     cases = "".join(f"  {name})\n{_indented(body)}    ;;\n" for name, _, body in steps)
     names = "|".join(name for name, _, _ in steps)
@@ -63,8 +79,7 @@ def _by_berth(rendering: Rendering) -> list[parts.Step]:
 def _model_steps(rendering: Rendering) -> list[parts.Step]:
     model, store = rendering.model, rendering.platform.store
     local = rendering.results / "models" / model.name / "files"
-    prefix = "/".join(part for part in (store.prefix.strip("/"), model.repo) if part)
-    place = f"s3://{store.bucket}/{prefix}"
+    place = f"s3://{store.bucket}/{_prefix(rendering)}"
     options = ["--endpoint-url", store.endpoint_url, "--region", store.region]
     credentials = exports(_AWS) + must(
         '[ -n "${AWS_ACCESS_KEY_ID:-}${AWS_PROFILE:-}" ]',

@@ -179,8 +179,10 @@ class BenchClient:
         """
         started, start = time.perf_counter(), _now()
         scratch_dir.mkdir(parents=True, exist_ok=True)
-        result_path = scratch_dir / f"c{concurrency}.client.json"
-        result_path.unlink(missing_ok=True)
+        for old in scratch_dir.glob(f"c{concurrency}.*.client.json"):
+            old.unlink(missing_ok=True)
+        # A new name: a file system that several nodes share may go on saying for a minute that the old one is gone.
+        result_path = scratch_dir / f"c{concurrency}.{time.time_ns()}.client.json"
         argv = bench_argv(settings, concurrency, result_path)
         if self.mode == "warm" and self._worker is None:
             self.start()

@@ -22,16 +22,19 @@ _PATIENCE_S = 60.0
 def find_containers(podman: Sequence[str], token: str, environ: Mapping[str, str]) -> list[str]:
     """The names of the containers of the server with this token, running or not; none where `podman` is ().
 
-    Where Podman does not answer there are none to be found either, and a warning says so.
+    Those of its nodes, with the token TOKEN.RANK, are among them. Where Podman does not answer there are none to be
+    found either, and a warning says so.
     """
     if not podman:
         return []
-    listing = ("ps", "--all", f"--filter=label={INSTANCE_LABEL}={token}", "--format={{.Names}}")
+    shown = f'--format={{{{.Names}}}} {{{{index .Labels "{INSTANCE_LABEL}"}}}}'
+    listing = ("ps", "--all", f"--filter=label={INSTANCE_LABEL}", shown)
     answer = ask(*podman, *listing, environ=environ, timeout_s=_PATIENCE_S)
     if not answer.good:
         logger.warning("Podman does not say which containers a sweep has left on this node: %s", answer.complaint)
         return []
-    return answer.out.split()
+    pairs = (line.split() for line in answer.out.splitlines())
+    return [pair[0] for pair in pairs if len(pair) == 2 and (pair[1] == token or pair[1].startswith(f"{token}."))]
 
 
 def end_containers(podman: Sequence[str], token: str, environ: Mapping[str, str], *, grace_s: float) -> list[str]:

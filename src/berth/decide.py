@@ -1,6 +1,6 @@
 """Which settings of a recipe hold for one deployment, and why.
 
-Later layers win: recipe, version, several nodes, accelerator, version on that accelerator, mode, device, platform,
+Later layers win: recipe, version, accelerator, version on that accelerator, several nodes, mode, device, platform,
 deployment.
 """
 
@@ -101,9 +101,9 @@ def decide(
     layers = [
         ("recipe", recipe.layer),
         (f"version {version}", recipe.version(version).layer),
-        (f"{nodes} nodes", recipe.multi_node(version).layer if nodes > 1 else Layer()),
         (f"accelerator {accelerator}", recipe.accelerators.get(accelerator, Layer())),
         (f"version {version} on {accelerator}", recipe.version(version).accelerators.get(accelerator, Layer())),
+        (f"{nodes} nodes", recipe.multi_node(version).layer if nodes > 1 else Layer()),
         (f"mode {mode}", recipe.modes.get(mode or "", Layer())),
         (f"device {device}", recipe.devices.get(device, Layer())),
         (f"platform {platform_name}", _given(site.args, site.env, site.reason)),

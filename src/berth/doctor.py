@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth._doctor_folders import Store, folder_checks, room_checks
+from berth._doctor_kubernetes import kubernetes_checks
 from berth._doctor_node import certificate_checks, installed, port_check, proxy_checks, version_checks
 from berth._doctor_runtime import apptainer_checks, device_checks, podman_checks, skopeo_check
 from berth._doctor_scheduler import flux_checks, slurm_checks, submitted_with
 from berth._doctor_services import hub_check, registry_checks, store_checks
-from berth.checkup import fail, ok, warn
+from berth.checkup import fail, ok
 from berth.config import Flux, Slurm
 from berth.container import podman_program, without_login_session
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.image import default_cache_dir
+from berth.kubernetes import Expose, Kubernetes, api_key_secret, release_name
 from berth.modules import with_modules
 from berth.resources import sweep_resources
 
@@ -40,7 +42,8 @@ class Patient:
     `store` has the fields of config.Store and `queue` those of config.Slurm or config.Flux, None without a scheduler.
     `jobs` are the resources of a sweep by deployment. `models` has bytes by repository, `downloads` bytes by the name
     of a model of the hub; `images` are references of container images,
-    `registry` the host of the site's own, "" for none.
+    `registry` the host of the site's own, "" for none. `kubernetes` has the fields of
+    kubernetes.Kubernetes, None elsewhere, and `secrets` the names of those that the deployments need there.
     """
 
     platform: str
@@ -66,6 +69,8 @@ class Patient:
     storage: str
     ca_bundle: str = ""
     registry: str = ""
+    kubernetes: dict[str, Any] | None = None
+    secrets: list[str] = field(default_factory=list)
     status_command: str | None = None
     first_check_s: int | None = None
 
@@ -108,9 +113,16 @@ def patient_of(
         "modules": list(platform.modules),
         "storage": platform.container.storage,
         "ca_bundle": platform.network.ca_bundle if platform.network else "",
+        "kubernetes": asdict(platform.kubernetes) if platform.kubernetes else None,
+        "secrets": _secrets(platform.kubernetes, renderings) if platform.kubernetes else [],
         "status_command": status_command,
         "first_check_s": first_check_s,
     }
+
+
+def _secrets(settings: Kubernetes, renderings: Mapping[str, Rendering]) -> list[str]:
+    with_key = [each for each in renderings.values() if each.recipe.server_key]
+    return [settings.store_secret, *(api_key_secret(release_name(each.deployment.name)) for each in with_key)]
 
 
 def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
@@ -132,11 +144,10 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
 def _scheduler(patient: Patient) -> Iterator[Result]:
     plugin = _PLUGINS.get(patient.scheduler)
     if plugin is None:
-        if patient.scheduler == "kubernetes":
-            yield warn(
-                f"Kubernetes: the cluster of {patient.platform} is not looked at here",
-                "kubectl auth can-i create deployments tells whether this user may run a server there",
-            )
+        if patient.kubernetes is not None:
+            expose = patient.kubernetes["expose"]
+            settings = Kubernetes(**{**patient.kubernetes, "expose": Expose(**expose) if expose else None})
+            yield from kubernetes_checks(settings, patient.secrets)
         return
     yield submitted_with(plugin, [plugin] if installed(plugin) else [])
     # How staging asks for jobs is not asked about.

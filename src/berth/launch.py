@@ -22,6 +22,7 @@ from berth.holder import job_id
 from berth.image_history import require_same_image
 from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
+from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
 from berth.ready import Checks
 from berth.recipes import load_recipe
@@ -57,6 +58,8 @@ class Deployed:
     dataset_path: Path
     scratch: Path
     logs: Path
+    # Which node of a server over several this is; None in a sweep, which is none of them.
+    place: Place | None = None
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -71,13 +74,33 @@ class Deployed:
 
     @property
     def server_log(self) -> Path:
-        """What the server prints, all servers of the run one after the other."""
-        return self.logs / "server.log"
+        """What the server prints, all servers of the run one after the other; on several nodes, on this one."""
+        return self.logs / "server.log" if self.place is None else self.node_log(self.place.rank)
+
+    def node_log(self, rank: int) -> Path:
+        """What a server over several nodes prints on one of them."""
+        return self.logs / f"server.node{rank}.log"
 
     @property
     def client_log(self) -> Path:
         """What the benchmark client prints."""
         return self.logs / "client.log"
+
+    def job_nodes(self) -> tuple[Node, ...]:
+        """The nodes of the server, and after them that of the client; none where this node alone has both."""
+        deployment = self.request.deployment
+        count = deployment["nodes"] + deployment["client_nodes"]
+        return job_nodes(self.request.platform_settings, count) if self.spread else ()
+
+    @property
+    def spread(self) -> bool:
+        """Whether the job has more than one node, so that agents start the server."""
+        return bool(self.request.deployment["nodes"] + self.request.deployment["client_nodes"] > 1)
+
+    @property
+    def exchange(self) -> Path:
+        """Where the client leaves its results: on a file system that both nodes have, where it has its own node."""
+        return (self.logs / "client").absolute() if self.request.deployment["client_nodes"] else self.scratch
 
     def log_name(self, log: Path) -> str:
         """A log's path relative to the folder of results, as records hold it."""
@@ -100,7 +123,7 @@ class Deployed:
         Raises:
             BerthError: cause and remedy; nothing was started that still runs.
         """
-        resolved = self._resolved(self.request.platform_settings["ports"][0], token)
+        resolved = self.resolved(self.request.platform_settings["ports"][0], token)
         container = resolved.container
         check_node(self.on, container, self.model_dir, platform=self.request.platform)
         if self.on.runtime == "process":
@@ -120,9 +143,13 @@ class Deployed:
 
     def launch(self, port: int, key: str, token: str) -> Launch:
         """The server's start on a port; the files that the recipe declares are written."""
-        resolved = self._resolved(port, token)
+        resolved = self.resolved(port, token)
         self._write_files(resolved)
-        return self._launch(self._command(resolved.container, self._server_secrets(key), token), port)
+        return self.launch_of(resolved.container, port, key, token)
+
+    def launch_of(self, container: Container, port: int, key: str, token: str) -> Launch:
+        """The start of one container of the server; the port is where it listens."""
+        return self._launch(self._command(container, self._server_secrets(key), token), port)
 
     def _write_files(self, resolved: Resolved) -> None:
         for file in resolved.files:
@@ -145,12 +172,16 @@ class Deployed:
             stop=started.stop,
         )
 
-    def client(self, port: int, key: str, token: str) -> tuple[Command, Command]:
-        """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end."""
-        resolved = self._resolved(port, token)
+    def client(self, key: str, token: str, node: Node | None) -> tuple[Command, Command]:
+        """How the image's Python and its `vllm` start as the benchmark client; arguments are added at the end.
+
+        It runs on `node` where it has one of its own.
+        """
+        resolved = self.resolved(0, token)
+        self.exchange.mkdir(parents=True, exist_ok=True)
         paths = (WORKER, self.dataset_path, self.model_dir)
         mounts = (*(Mount(str(path), str(path), read_only=True) for path in paths),)
-        mounts = (*mounts, Mount(str(self.scratch), str(self.scratch)))
+        mounts = (*mounts, *(Mount(str(path), str(path)) for path in dict.fromkeys((self.scratch, self.exchange))))
         python = client_container(
             self.recipe,
             resolved.container,
@@ -161,9 +192,18 @@ class Deployed:
         python = replace(python, env={**python.env, **_CLIENT_ENV})
         program = replace(python, entrypoint=self.recipe.client(self.request.deployment["version"]).command[0])
         secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
-        return (
-            self._command(python, secrets, token, role="client"),
-            self._command(program, secrets, token, role="client"),
+        started = [self._command(each, secrets, token, role="client") for each in (python, program)]
+        first, second = [self._on_node(each, node) for each in started] if node else started
+        return first, second
+
+    def _on_node(self, started: Command, node: Node) -> Command:
+        names = [*started.env, *started.secret_env]
+        start = client_start(self.request.platform_settings, node, str(self.scratch), names)
+        return replace(
+            started,
+            argv=(*start, *started.argv),
+            env={**scheduler_environment(os.environ), **started.env},
+            stop=tuple((*start, *each) for each in started.stop),
         )
 
     def _command(
@@ -180,8 +220,10 @@ class Deployed:
             role=role,
         )
 
-    def _resolved(self, port: int, token: str) -> Resolved:
+    def resolved(self, port: int, token: str) -> Resolved:
+        """The server's container on this node."""
         request = self.request
+        place = self.place or Place(rank=0, head_address="", node_address="", node_interface="", cluster_port=0)
         deployment = request.deployment
         settings = request.platform_settings
         accelerator = settings["accelerator"]
@@ -215,6 +257,11 @@ class Deployed:
             nodes=deployment["nodes"],
             tensor_parallel=deployment["tensor_parallel"],
             pipeline_parallel=deployment["pipeline_parallel"],
+            node_rank=place.rank,
+            head_address=place.head_address,
+            node_address=place.node_address,
+            node_interface=place.node_interface,
+            cluster_port=str(place.cluster_port),
         )
 
 

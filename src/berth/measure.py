@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from berth.bench import settings_of
 from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
 from berth.errors import BerthError
+from berth.fleet import served
 from berth.jobtime import ready_within_s
 from berth.launch import WORKER
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.ready import wait_until_ready
 from berth.recording import Instance, failure_of, point_record, wall_since
-from berth.serve import Server, ServerDied, serve
+from berth.serve import ServerDied
 from berth.validity import Observed, Thresholds, died, judge
 from berth.watchdog import Stalled, TokenWatch
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from berth.bench import BenchSettings
     from berth.launch import Deployed
     from berth.measurement import Measurement
+    from berth.serve import Running
     from berth.sweep import SweepRequest
 
 logger = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Session:
 
     deployed: Deployed
     request: SweepRequest
-    server: Server
+    server: Running
     client: BenchClient
     settings: BenchSettings
     check_lease: Callable[[], None]
@@ -90,17 +92,11 @@ class Session:
         limit_s = ready_within_s(request.platform_settings["warn_s"])
         # Nobody else knows it, and it dies with the server.
         key = secrets.token_urlsafe(32)
-        port = deployed.free_port()
-        launch = deployed.launch(port, key, token)
-        python, program = deployed.client(port, key, token)
+        nodes = deployed.job_nodes()
+        own, rest = nodes[: request.deployment["nodes"]], nodes[request.deployment["nodes"] :]
+        python, program = deployed.client(key, token, rest[0] if rest else None)
         with (
-            serve(
-                launch,
-                log_path=deployed.server_log,
-                token=token,
-                grace_s=request.settings["stop_grace_s"],
-                known_failures=deployed.known_failures,
-            ) as server,
+            served(deployed, own, key=key, token=token) as server,
             open_client(
                 command_prefix=python.argv,
                 worker_path=WORKER,
@@ -113,7 +109,13 @@ class Session:
             ) as client,
         ):
             settings = _bench_settings(deployed, request, server.base_url)
-            instance = Instance(number, [], server.launch.argv)
+            instance = Instance(
+                number,
+                [{"event": event, "elapsed_s": round(elapsed_s, 3)} for event, elapsed_s in server.events],
+                server.launch.argv,
+                server.places,
+                rest[0].name if rest else "",
+            )
             session = cls(deployed, request, server, client, settings, check_lease, instance)
             # It imports vLLM and reads the dataset while the server loads the model.
             warm_up = warm_up_settings(settings, request.benchmark["warm_up_prompts"])
@@ -128,6 +130,7 @@ class Session:
                 limit_s=limit_s,
             )
             session.instance.timeline.extend(timeline.as_json())
+            session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
             client.wait_ready(should_stop=server.check)
             session._warm_up()
             yield session
@@ -138,7 +141,7 @@ class Session:
             concurrency = min(count, max(self.request.levels))
             self.client.warm_up(
                 self.settings,
-                self.deployed.scratch,
+                self.deployed.exchange,
                 num_prompts=count,
                 concurrency=concurrency,
                 should_stop=self.server.check,
@@ -160,7 +163,7 @@ class Session:
             self.server.check()
             before = self._counters(wait_idle)
             measured = self.client.measure(
-                self.settings, level, self.deployed.scratch, watch.progress, watch.should_stop
+                self.settings, level, self.deployed.exchange, watch.progress, watch.should_stop
             )
             self.server.check()
             self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
@@ -243,7 +246,8 @@ class Session:
                 death = found
         if isinstance(error, Stalled):
             death = self.server.died(error.cause)
-        failure = failure_of(death or error, self.deployed.log_name(self.deployed.server_log))
+        log = death.log_path if death else self.deployed.server_log
+        failure = failure_of(death or error, self.deployed.log_name(log))
         record = point_record(
             self.deployed,
             level,

@@ -16,6 +16,7 @@ from berth.config import (
     Deployment,
     Experiment,
     Flux,
+    Host,
     Model,
     Network,
     Platform,
@@ -28,6 +29,7 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
+from berth.kubernetes import settings_of
 
 # Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
 _LONGEST_STORAGE = 46
@@ -101,7 +103,12 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
     ports = value["server"]["ports"]
     if ports[0] > ports[1]:
         raise BerthError(f"{file}: server.ports: {ports} is no range; the first port must not exceed the last.")
-    for scheduler in {"slurm", "flux"} & set(value):
+    if "hosts" in value and value["scheduler"] != "local":
+        raise BerthError(
+            f"{file}: hosts: it is only for scheduler local, and scheduler is {value['scheduler']}, which gives a job "
+            "its nodes. Remove the section, or correct scheduler."
+        )
+    for scheduler in {"slurm", "flux", "kubernetes"} & set(value):
         if value["scheduler"] != scheduler:
             raise BerthError(
                 f"{file}: {scheduler}: it is only for scheduler {scheduler}, and scheduler is {value['scheduler']}. "
@@ -133,8 +140,11 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
         slurm=Slurm(**_queue(value.get("slurm", {}))) if value["scheduler"] == "slurm" else None,
         flux=Flux(**_queue(value.get("flux", {}))) if value["scheduler"] == "flux" else None,
+        interface=value["server"].get("interface", ""),
+        hosts=tuple(Host(each["name"], each["address"], tuple(each["run"])) for each in value.get("hosts", ())),
         container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
         modules=tuple(value.get("modules", ())),
+        kubernetes=settings_of(value, file),
     )
 
 
@@ -226,10 +236,14 @@ def _known(name: str, known: Any, where: str, what: str) -> None:
 
 
 def _check_fits(deployment: Deployment, platform: Platform, at: str) -> None:
-    if deployment.nodes > platform.nodes:
+    if deployment.job_nodes > platform.nodes:
+        client = f" and {deployment.client_nodes} for the client" if deployment.client_nodes else ""
         raise BerthError(
-            f"{at}.nodes: {deployment.nodes} nodes, but platform {platform.name} gives a job at most {platform.nodes}."
+            f"{at}.nodes: {deployment.nodes} nodes{client}, but platform {platform.name} gives a job at most "
+            f"{platform.nodes}."
         )
+    if deployment.job_nodes > 1:
+        _check_reachable(deployment, platform, at)
     ranks = deployment.tensor_parallel * deployment.pipeline_parallel
     accelerators = deployment.nodes * platform.accelerator.per_node
     if ranks > accelerators:
@@ -237,4 +251,23 @@ def _check_fits(deployment: Deployment, platform: Platform, at: str) -> None:
             f"{at}: tensor_parallel {deployment.tensor_parallel} x pipeline_parallel {deployment.pipeline_parallel} = "
             f"{ranks} ranks, but {deployment.nodes} node(s) of {platform.name} have {accelerators} "
             f"{platform.accelerator.name}. Lower the parallelism or raise nodes."
+        )
+
+
+def _check_reachable(deployment: Deployment, platform: Platform, at: str) -> None:
+    file = f"config/platforms/{platform.name}.yaml"
+    if platform.scheduler == "local" and deployment.job_nodes > len(platform.hosts):
+        raise BerthError(
+            f"{at}: it takes {deployment.job_nodes} nodes, server and client together, but {file} has scheduler local "
+            f"and {len(platform.hosts)} hosts. List the machines under hosts, or use a platform with a scheduler."
+        )
+    if platform.scheduler == "kubernetes":
+        raise BerthError(
+            f"{at}: several nodes (nodes, client_nodes) need scheduler slurm, flux or local, and {file} has kubernetes."
+        )
+    remote = deployment.client_nodes or platform.hosts
+    if remote and platform.host in ("127.0.0.1", "localhost", "::1"):
+        raise BerthError(
+            f"{file}: server.host: {platform.host} is reached from the server's own node alone, and {at} has its "
+            "client on another. Set it to 0.0.0.0."
         )

@@ -14,6 +14,7 @@ from berth.image_request import request_of
 from berth.jobs import Jobs
 from berth.parts import levels_of
 from berth.record import peek
+from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
 
 if TYPE_CHECKING:
@@ -169,6 +170,10 @@ class Plan:
                 "host": settings.host,
                 "ports": list(settings.ports),
                 "scratch_dir": settings.scratch_dir,
+                "scheduler": settings.scheduler,
+                "interface": settings.interface,
+                "hosts": [asdict(host) for host in settings.hosts],
+                "step_options": step_options(deployment, settings),
                 "warn_s": settings.queue.warn_s if settings.queue else 0,
                 "modules": list(settings.modules),
                 "options": list(settings.container.options),

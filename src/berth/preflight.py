@@ -36,6 +36,11 @@ def preflight(plan: Plan) -> None:
     if not runs:
         return
     platform = plan.config.platforms[plan.config.platform]
+    if platform.kubernetes:
+        raise BerthError(
+            f"config/platforms/{platform.name}.yaml: scheduler: kubernetes: this version of Berth measures nothing on "
+            "Kubernetes. `snakemake render` writes the values and the commands that put a server there by hand."
+        )
     if platform.network:
         check_certificates(platform.network.ca_bundle, f"config/platforms/{platform.name}.yaml")
     results = plan.root / plan.config.results

@@ -55,18 +55,23 @@ def new_token() -> str:
 
 def mark_of(token: str) -> str:
     """What of a token stands in the names of its containers: enough that no two sweeps of a node share it."""
-    return token[:_MARK_DIGITS]
+    own, _, rank = token.partition(".")
+    return own[:_MARK_DIGITS] + (f"-node{rank}" if rank else "")
 
 
 def find_processes(token: str, *, session: int | None = None) -> list[psutil.Process]:
     """The living processes of this user that belong to the server with this token.
 
     They are those with the token in their environment, Podman's monitors of its containers, their descendants, and the
-    members of a session that such a process leads or that is given. The caller, its ancestors and processes with
-    another token are never among them.
+    members of a session that such a process leads or that is given. What has the token of one of its nodes, TOKEN.RANK,
+    belongs to it as well. The caller, its ancestors and processes with another token are never among them.
     A `session` must be the pid of a child that is not reaped yet, so that its number cannot mean another process.
     """
     entry = f"{TOKEN_VARIABLE}={token}".encode()
+
+    def belongs(variable: bytes) -> bool:
+        return variable == entry or variable.startswith(entry + b".")
+
     spared = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     children: dict[int, list[int]] = {}
     members: dict[int, list[int]] = {}
@@ -80,13 +85,13 @@ def find_processes(token: str, *, session: int | None = None) -> list[psutil.Pro
             tokens[pid] = variable
         elif _monitors(pid, token):
             tokens[pid] = entry
-    todo = [pid for pid, variable in tokens.items() if variable == entry]
+    todo = [pid for pid, variable in tokens.items() if belongs(variable)]
     if session is not None:
         todo += members.get(session, [])
     found: dict[int, None] = {}
     while todo:
         pid = todo.pop()
-        if pid in found or tokens.get(pid, entry) != entry:
+        if pid in found or not belongs(tokens.get(pid, entry)):
             continue
         found[pid] = None
         todo += children.get(pid, []) + members.get(pid, [])
@@ -139,8 +144,11 @@ def spawn(
     cwd: Path,
     log_path: Path,
     token: str,
+    piped: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a server in a session of its own, with the token in its environment and its output appended to the log.
+
+    With `piped` its input and its output are pipes, and only its errors go to the log.
 
     `env` and `secret_env` together are its whole environment: nothing of the caller's is inherited. When the caller
     dies without cleaning up, the kernel sends the process TERM. Call it in the main thread, which outlives the server.
@@ -162,9 +170,9 @@ def spawn(
             [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *argv],
             env=environment,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else log,
+            stderr=log,
             start_new_session=True,
         )
 
@@ -221,7 +229,8 @@ def _monitors(pid: int, token: str) -> bool:
     except OSError:
         return False
     name = words[words.index("-n") + 1] if "-n" in words[:-1] else ""
-    return re.search(rf"^berth-.*-{mark_of(token)}(-client|-trial)?$", name) is not None
+    of_node = "" if "." in token else "(-node[0-9]+)?"
+    return re.search(rf"^berth-.*-{mark_of(token)}{of_node}(-client|-trial)?$", name) is not None
 
 
 def _process(pid: int) -> psutil.Process | None:

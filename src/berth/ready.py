@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from berth import sockets
-from berth.activity import ActivityMeter
 from berth.diagnose import read_log, redact
 from berth.errors import BerthError
 from berth.probe import Answer, ask_aside
@@ -17,7 +15,7 @@ from berth.probe import Answer, ask_aside
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from berth.serve import Server
+    from berth.serve import Running
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +78,7 @@ class PortTaken(NotReady):
 
 
 def wait_until_ready(
-    server: Server,
+    server: Running,
     *,
     api_key: str,
     checks: Checks,
@@ -118,7 +116,7 @@ def wait_until_ready(
 class _Wait:
     def __init__(
         self,
-        server: Server,
+        server: Running,
         *,
         api_key: str,
         checks: Checks,
@@ -138,7 +136,7 @@ class _Wait:
         self._on_event = on_event
         self._events: list[Event] = []
         own_paths = (checks.health_path, checks.models_path, checks.completion_path)
-        self._meter = ActivityMeter(server.processes, server.log_path, log_start=server.log_start, own_paths=own_paths)
+        self._meter = server.meter(own_paths)
         self._moved_at = time.monotonic()
         self._moved_by = "start"
         self._said_at = time.monotonic()
@@ -177,7 +175,7 @@ class _Wait:
         """Return while waiting makes sense."""
         server = self._server
         if not server.alive():
-            if sockets.listeners(server.launch.host, server.launch.port) - self._own_sockets():
+            if server.listening() - server.own_sockets():
                 raise self._port_taken(f"The server ended, and another process listens. {server.died().cause}")
             raise server.died()
         moved = self._meter.sample()
@@ -214,8 +212,7 @@ class _Wait:
             self._watch()
 
     def _listens(self) -> bool:
-        listening = sockets.listeners(self._server.launch.host, self._server.launch.port)
-        own = self._own_sockets()
+        listening, own = self._server.listening(), self._server.own_sockets()
         # vLLM sets SO_REUSEPORT: two servers of one user can share a port, and requests go to either.
         if listening & own and listening - own:
             raise self._port_taken("Two servers share it, and requests would go to either.")
@@ -274,9 +271,6 @@ class _Wait:
                 "Read its log: its engine fails although its API answers.",
             )
         return False
-
-    def _own_sockets(self) -> frozenset[str]:
-        return sockets.sockets_of(process.pid for process in self._server.processes())
 
     def _port_taken(self, what: str) -> PortTaken:
         return PortTaken(

@@ -25,6 +25,7 @@ STANDARD_VALUES = frozenset(
         "host",
         "model",
         "node_address",
+        "node_interface",
         "node_rank",
         "nodes",
         "pipeline_parallel",

@@ -23,11 +23,16 @@ NOT_JUDGED = {"verdict": "refused", "reasons": []}
 
 @dataclass(frozen=True)
 class Instance:
-    """One server of a sweep: its number, its start-up timeline and its command line without secrets."""
+    """One server of a sweep: its number, its start-up timeline and its command line without secrets.
+
+    `nodes` has name and address of each of its nodes, and `client_node` the client's, where they are not the sweep's.
+    """
 
     number: int
     timeline: list[dict[str, Any]]
     command: Sequence[str]
+    nodes: Sequence[dict[str, str]] = ()
+    client_node: str = ""
 
     def begin_measuring(self, phase_start: str | None, up_s: float) -> None:
         """Add to the timeline when the first measured phase began, once, where the client tells it.
@@ -83,8 +88,9 @@ def point_record(
             "version": version,
             "command": list(instance.command),
             "timeline": instance.timeline,
+            **({"nodes": list(instance.nodes)} if instance.nodes else {}),
         },
-        client=client,
+        client={**client, **({"node": instance.client_node} if instance.client_node else {})},
         result=result,
         has_requests=result is not None,
         server_metrics=server_metrics,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NAME, CONCURRENCY, BASE_URL = variable("NAME"), variable("CONCURRENCY"), variable("BASE_URL")
 DEVICES = words("DEVICES")
 HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
+INTERFACE = variable("NODE_INTERFACE")
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Rendering:
             rank_word=RANK,
             head_address=HEAD,
             node_address=NODE,
+            node_interface=INTERFACE,
+            cluster_port=str(self.cluster_port),
             device_flags=(DEVICES,) if self.shares_node else (),
         )
 

@@ -68,6 +68,8 @@ def resolve(
     rank_word: str = "",
     head_address: str = "",
     node_address: str = "",
+    node_interface: str = "",
+    cluster_port: str = "",
     device_flags: tuple[str, ...] = (),
 ) -> Resolved:
     """The container of one node of a deployment.
@@ -109,7 +111,13 @@ def resolve(
         **(inputs or {}),
     }
     if nodes > 1:
-        values |= {"node_rank": rank_word or str(node_rank), "head_address": head_address, "node_address": node_address}
+        values |= {
+            "node_rank": rank_word or str(node_rank),
+            "head_address": head_address,
+            "node_address": node_address,
+            "node_interface": node_interface,
+            "cluster_port": cluster_port,
+        }
     files = {key: (files_dir / f"{key}.yaml", file) for key, file in recipe.files.items()}
     values |= {f"file_{key}": file.target if inside else str(path) for key, (path, file) in files.items()}
 
@@ -165,12 +173,14 @@ def client_container(
         BerthError: the recipe has no client for this version.
     """
     client = recipe.client(version)
+    # What a node of several says of itself is not true of the client's.
+    own = {name for way in recipe.multi_nodes if way.span.has(version) for name in way.layer.env}
     return replace(
         server,
         name=name,
         entrypoint=client.python,
         args=(),
-        env=client_env(server.env),
+        env=client_env({name: value for name, value in server.env.items() if name not in own}),
         accelerator=server.accelerator if server.accelerator in client.needs_devices else "none",
         secret_env=(recipe.client_key,) if recipe.client_key else (),
         mounts=(*server.mounts, *mounts) if server.kind == "container" else (),

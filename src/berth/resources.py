@@ -73,6 +73,14 @@ def staging_resources(platform: Platform) -> Resources:
     return {**common, "nodes": 1, "gpus_per_node": 0, "flux_options": shlex.join(options)}
 
 
+def step_options(deployment: Deployment, platform: Platform) -> list[str]:
+    """How a step of a job asks for the accelerators of its nodes; nothing where they are not asked for."""
+    count = accelerators_per_node(deployment, platform)
+    if not platform.slurm or platform.accelerator.kind == "cpu" or platform.slurm.gpus == "none":
+        return []
+    return [f"--gres=gpu:{count}" if platform.slurm.gpus == "gres" else f"--gpus-per-node={count}"]
+
+
 def _slurm(slurm: Slurm, deployment: Deployment, minutes: int, gpus: int) -> Resources:
     extra = [f"--signal=B:USR1@{slurm.warn_s}"]
     gres = ""
@@ -82,8 +90,11 @@ def _slurm(slurm: Slurm, deployment: Deployment, minutes: int, gpus: int) -> Res
         extra.append("--gpus-per-node=" + ":".join(filter(None, (slurm.gpu_type, str(gpus)))))
     if slurm.exclusive:
         extra.append("--exclusive")
+    if deployment.job_nodes > 1:
+        # Else the job ends with any of its nodes, before the sweep can say which one it was.
+        extra.append("--no-kill")
     return {
-        "nodes": deployment.nodes,
+        "nodes": deployment.job_nodes,
         "tasks_per_node": TASKS_PER_NODE,
         # Else the plugin adds --ntasks-per-gpu, and a job with GPUs waits for ever.
         "tasks_per_gpu": 0,
@@ -113,7 +124,7 @@ def _flux(flux: Flux, deployment: Deployment, minutes: int, gpus: int) -> Resour
         options.append("--exclusive")
     options.append(f"--signal=SIGUSR1@{flux.warn_s}s")
     return {
-        "nodes": deployment.nodes,
+        "nodes": deployment.job_nodes,
         "gpus_per_node": gpus,
         "cpus_per_task": flux.cpus_per_node or 1,
         "runtime": minutes,

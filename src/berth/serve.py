@@ -8,9 +8,10 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from berth import sockets
+from berth.activity import ActivityMeter
 from berth.checkup import ask
 from berth.containers import tell_failed_stop
 from berth.diagnose import diagnose
@@ -20,7 +21,7 @@ from berth.signals import uninterrupted
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import psutil
@@ -52,12 +53,73 @@ class Launch:
     stop: tuple[tuple[str, ...], ...] = ()
 
 
+class Meter(Protocol):
+    """Tells what moved since it was last asked."""
+
+    def sample(self) -> frozenset[str]:
+        """Some of "log", "read", "cpu"."""
+
+
+class Running(Protocol):
+    """A server as readiness and measurement see it, on one node or on several.
+
+    `started` is on time.monotonic(); `events` are what happened since, before the first look, in seconds.
+    """
+
+    log_path: Path
+    log_start: int
+    started: float
+    events: list[tuple[str, float]]
+
+    @property
+    def launch(self) -> Launch:
+        """How it was started."""
+
+    @property
+    def places(self) -> list[dict[str, str]]:
+        """Name and address of its nodes, where they are not this one alone."""
+
+    @property
+    def base_url(self) -> str:
+        """Its address without a path."""
+
+    def alive(self) -> bool:
+        """Whether everything that was started still runs. Cheap: it is asked several times a second."""
+
+    def check(self) -> None:
+        """Return when it is the one that was started, and is there; else raise ServerDied."""
+
+    def died(self, cause: str | None = None) -> ServerDied:
+        """The error that tells why it ended."""
+
+    def pin(self) -> None:
+        """From now on, whoever listens on its port is it."""
+
+    def listening(self) -> frozenset[str]:
+        """The sockets that a connection to its port may reach."""
+
+    def own_sockets(self) -> frozenset[str]:
+        """Those that are its own."""
+
+    def meter(self, own_paths: Sequence[str]) -> Meter:
+        """Tells whether it gets on."""
+
+
+class _TakenDown(Protocol):
+    def take_down(self, *, grace_s: float) -> None: ...
+
+
+T = TypeVar("T", bound=_TakenDown)
+
+
 class ServerDied(BerthError):  # noqa: N818 - what happened, as sweeps report it.
     """The server ended or was replaced while it was needed: cause, remedy and the end of its log."""
 
     kind = "crash"
 
-    def __init__(self, diagnosis: Diagnosis, log_path: Path) -> None:
+    def __init__(self, diagnosis: Diagnosis, log_path: Path, returncode: int | None = None) -> None:
+        # Shells and container runtimes give a signal as 128 and its number.
+        self.signalled = returncode is not None and (returncode < 0 or returncode > 128)
         self.cause = diagnosis.cause
         self.remedy = diagnosis.remedy
         self.line = diagnosis.line
@@ -85,6 +147,7 @@ class Server:
         self.log_path = log_path
         self.log_start = log_start
         self.started = time.monotonic()
+        self.events: list[tuple[str, float]] = []
         self._process = process
         self._known_failures = known_failures
         self._listeners: frozenset[str] = frozenset()
@@ -93,6 +156,11 @@ class Server:
     def pid(self) -> int:
         """The pid of the process that was started, which is also its session."""
         return self._process.pid
+
+    @property
+    def places(self) -> list[dict[str, str]]:
+        """None: it is on this node."""
+        return []
 
     @property
     def base_url(self) -> str:
@@ -121,9 +189,21 @@ class Server:
         """All living processes of the server."""
         return find_processes(self.token, session=None if self._process.returncode is not None else self.pid)
 
+    def meter(self, own_paths: Sequence[str]) -> ActivityMeter:
+        """Tells whether it gets on; lines of the log that answer these paths are no progress."""
+        return ActivityMeter(self.processes, self.log_path, log_start=self.log_start, own_paths=own_paths)
+
+    def listening(self) -> frozenset[str]:
+        """The sockets that a connection to its port may reach."""
+        return sockets.listeners(self.launch.host, self.launch.port)
+
+    def own_sockets(self) -> frozenset[str]:
+        """Those that its processes hold."""
+        return sockets.sockets_of(process.pid for process in self.processes())
+
     def pin(self) -> None:
         """Remember the sockets that listen on the port now, so that check() notices another server in their place."""
-        self._listeners = sockets.listeners(self.launch.host, self.launch.port)
+        self._listeners = self.listening()
 
     def check(self) -> None:
         """Return when the server is the one that was started, and is there.
@@ -133,7 +213,7 @@ class Server:
         """
         if not self.alive():
             raise self.died()
-        if self._listeners and sockets.listeners(self.launch.host, self.launch.port) != self._listeners:
+        if self._listeners and self.listening() != self._listeners:
             raise self.died(
                 f"The server on port {self.launch.port} was replaced, or no longer listens, while its process "
                 f"{self.pid} runs."
@@ -150,7 +230,7 @@ class Server:
         )
         if cause is not None:
             diagnosis = type(diagnosis)(f"{cause} {diagnosis.cause}", diagnosis.remedy, diagnosis.line, diagnosis.tail)
-        return ServerDied(diagnosis, self.log_path)
+        return ServerDied(diagnosis, self.log_path, self.returncode)
 
     def take_down(self, *, grace_s: float) -> None:
         """End the server with all its processes, remove its shared memory, and see that its port is free.
@@ -174,7 +254,7 @@ class Server:
         if removed:
             logger.info("Removed what the server left in /dev/shm: %s", ", ".join(removed))
         deadline = time.monotonic() + _PORT_FREE_S
-        while sockets.listeners(self.launch.host, self.launch.port) & owned:
+        while self.listening() & owned:
             if time.monotonic() > deadline:
                 raise BerthError(
                     f"Port {self.launch.port} is still held after the server and its processes ended. A container of "
@@ -188,10 +268,9 @@ class Server:
         tell_failed_stop(command, ask(*command, environ=env, timeout_s=grace_s + _STOP_PATIENCE_S))
 
 
-@contextlib.contextmanager
 def serve(
     launch: Launch, *, log_path: Path, token: str, grace_s: float, known_failures: Sequence[KnownFailure]
-) -> Iterator[Server]:
+) -> contextlib.AbstractContextManager[Server]:
     """A started server, which is gone with all its children when the block ends, whatever ended it.
 
     Use it in the main thread, inside terminate_as_exception(), so that TERM and INT end the block too. After SIGKILL
@@ -200,7 +279,32 @@ def serve(
     Raises:
         BerthError: when it cannot be started, or, after a block that ended well, when something of it cannot be ended.
     """
-    started: list[Server] = []
+
+    def start() -> Server:
+        log_start = log_path.stat().st_size if log_path.exists() else 0
+        process = spawn(
+            launch.argv,
+            env=launch.env,
+            secret_env=launch.secret_env,
+            cwd=launch.cwd,
+            log_path=log_path,
+            token=token,
+        )
+        return Server(
+            launch, process, token=token, log_path=log_path, log_start=log_start, known_failures=known_failures
+        )
+
+    return held(start, grace_s=grace_s)
+
+
+@contextlib.contextmanager
+def held(start: Callable[[], T], *, grace_s: float) -> Iterator[T]:
+    """What `start` started, which is taken down when the block ends, whatever ended it; see serve().
+
+    Raises:
+        BerthError: by `start`, or, after a block that ended well, by what is taken down.
+    """
+    started: list[T] = []
     in_flight: list[BaseException] = []
 
     def take_down() -> None:
@@ -221,25 +325,7 @@ def serve(
     try:
         try:
             with uninterrupted():
-                log_start = log_path.stat().st_size if log_path.exists() else 0
-                process = spawn(
-                    launch.argv,
-                    env=launch.env,
-                    secret_env=launch.secret_env,
-                    cwd=launch.cwd,
-                    log_path=log_path,
-                    token=token,
-                )
-                started.append(
-                    Server(
-                        launch,
-                        process,
-                        token=token,
-                        log_path=log_path,
-                        log_start=log_start,
-                        known_failures=known_failures,
-                    )
-                )
+                started.append(start())
             yield started[0]
         except BaseException as error:
             in_flight.append(error)

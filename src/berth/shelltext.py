@@ -38,7 +38,12 @@ def quote(word: str) -> str:
 
 def shown(word: str) -> str:
     """A text for people, with its variables as ${NAME}."""
-    return _MARK.sub(r"${\1}", word)
+    return with_variables(word, "${{{}}}")
+
+
+def with_variables(word: str, form: str) -> str:
+    """A text with its variables in another form, such as "$({})"."""
+    return _MARK.sub(lambda match: form.format(match[1]), word)
 
 
 def comment(*paragraphs: str) -> str:

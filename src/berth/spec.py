@@ -96,6 +96,8 @@ def define(
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
             "client": "vllm-bench",
+            # Only where it is so: the ids of all other definitions stay what they were.
+            **({"client_nodes": deployment.client_nodes} if deployment.client_nodes else {}),
             # Left out where there is none, so that older points keep their definition.
             **({"mode": benchmark.mode} if benchmark.mode else {}),
         },

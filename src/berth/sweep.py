@@ -108,7 +108,9 @@ def _sweep(request: SweepRequest) -> None:
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
         deployed = prepare(request, host)
         try:
-            deployed.check_node(token)
+            # Where the server is on several nodes, the agent of each looks at its own.
+            if not deployed.spread:
+                deployed.check_node(token)
             _Sweep(request, spool, held, token, deployed).run(missing)
         finally:
             with uninterrupted():
@@ -199,7 +201,7 @@ class _Sweep:
             yield session
 
     def _startup_failed(self, error: BerthError, instance: int, started: float, level: int) -> None:
-        log = self.deployed.log_name(self.deployed.server_log)
+        log = self.deployed.log_name(getattr(error, "log_path", self.deployed.server_log))
         record = point_record(
             self.deployed,
             level,

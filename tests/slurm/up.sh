@@ -91,13 +91,14 @@ JobRequeue=0
 $store
 EOF
         for number in $(seq 1 "$nodes"); do
-            echo "NodeName=$name$number NodeHostname=$host NodeAddr=127.0.0.1 Port=$((base + 2 + number)) CPUs=4" \
+            echo "NodeName=$name$number NodeHostname=$host NodeAddr=127.0.0.$((10 + number)) Port=$((base + 2 + number)) CPUs=4" \
                 "RealMemory=16000 Gres=gpu:$gpus State=UNKNOWN"
         done
         echo "PartitionName=batch Nodes=$name[1-$nodes] Default=YES MaxTime=60 DefaultTime=5 State=UP"
     } >"$dir/conf/slurm.conf"
     for gpu in $(seq 0 $((gpus - 1))); do
-        mknod "$dir/dev/gpu$gpu" c 1 3
+        # Without the right to make devices a link to one does: Slurm looks at what it leads to.
+        mknod "$dir/dev/gpu$gpu" c 1 3 2>/dev/null || ln -s /dev/null "$dir/dev/gpu$gpu"
     done
     [ "$gpus" = 0 ] || echo "NodeName=$name[1-$nodes] Name=gpu File=$dir/dev/gpu[0-$((gpus - 1))]" >"$dir/conf/gres.conf"
     printf 'CgroupAutomount=no\nCgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\n' >"$dir/conf/cgroup.conf"

@@ -114,6 +114,8 @@ CASES = {
             pipeline_parallel=4,
             head_address="10.0.0.1",
             node_address="10.0.0.1",
+            node_interface="hsn0",
+            cluster_port="8001",
         ).container
     ),
     "hops-present-podman": lambda: podman_argv(build(version="0.31.0", tensor_parallel=4).container),

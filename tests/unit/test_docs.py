@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from berth import config
+from berth import config, kubernetes
 from berth.validity import Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +48,8 @@ DATACLASSES: dict[tuple[str, str], type] = {
     ("platform", "slurm.staging."): config.Staging,
     ("platform", "flux."): config.Flux,
     ("platform", "flux.staging."): config.Staging,
+    ("platform", "kubernetes."): kubernetes.Kubernetes,
+    ("platform", "kubernetes.expose."): kubernetes.Expose,
 }
 NOTHING: tuple[Any, ...] = (None, "", (), [], {})
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from berth._doctor_folders import Store, folder_checks, room_checks, writable
+from berth._doctor_kubernetes import kubernetes_checks
 from berth._doctor_node import port_check, proxy_checks, version_checks
 from berth._doctor_runtime import (
     apptainer_checks,
@@ -30,6 +31,7 @@ from berth.config import Flux, Slurm
 from berth.devices import cdi_specification, device_node
 from berth.doctor import Patient, doctor, examine, patient_of, report
 from berth.errors import BerthError
+from berth.kubernetes import Kubernetes
 from berth.parse import load_config
 from berth.rendering import renderings
 from berth.seaweed import embedded_store
@@ -515,6 +517,43 @@ def test_flux_is_asked_for_queue_and_nodes(programs: Path) -> None:
     assert only(flux_checks(Flux(), 1)).what == "Flux: Unable to connect to Flux"
 
 
+def test_kubernetes_is_asked_for_what_an_install_needs(programs: Path) -> None:
+    """Programs, cluster, namespace, rights and secrets are told apart, each with what to do.
+
+    No cluster is at hand: kubectl answers as the real one does.
+    """
+    settings = Kubernetes(namespace="genai", context="goodall")
+    found = list(kubernetes_checks(settings, ["berth-s3"]))
+    assert statuses(found) == ["FAIL", "FAIL"]
+    assert "helm is not on PATH" in found[0].what
+    says(programs, "helm", "echo v3.17.2+gcc0bbbd")
+    says(programs, "kubectl", 'case "$*" in "version --client"*) ;; *) echo "Unable to connect" >&2; exit 1 ;; esac')
+    found = list(kubernetes_checks(settings, ["berth-s3"]))
+    assert statuses(found) == ["ok", "FAIL"]
+    assert found[1].what == "Kubernetes: the cluster does not answer: Unable to connect"
+    answers = (
+        'case "$*" in *"--context=goodall --namespace=genai"*"--raw=/version") '
+        'echo "  \\"gitVersion\\": \\"v1.32.3\\"," ;; '
+        '*"get namespace genai"*) {namespace} ;; *"can-i create secrets") {secrets} ;; *"get secret"*) {secret} ;; esac'
+    )
+    says(programs, "kubectl", answers.format(namespace="true", secrets="true", secret="true"))
+    found = list(kubernetes_checks(settings, ["berth-s3"]))
+    assert statuses(found) == ["ok"] * 5
+    assert found[1].what == "Kubernetes: the cluster answers, version v1.32.3"
+    says(programs, "kubectl", answers.format(namespace="true", secrets="exit 1", secret="exit 1"))
+    found = list(kubernetes_checks(settings, ["berth-s3"]))
+    assert statuses(found) == ["ok", "ok", "ok", "FAIL", "WARN"]
+    assert found[3].what == "Kubernetes: you may not create secrets"
+    absent = 'echo "Error from server (NotFound): namespaces \\"genai\\" not found" >&2; exit 1'
+    says(programs, "kubectl", answers.format(namespace=absent, secrets="true", secret="true"))
+    found = list(kubernetes_checks(settings, ["berth-s3"]))
+    assert statuses(found) == ["ok", "ok", "FAIL"]
+    assert "kubectl create namespace genai" in found[2].remedy
+    hidden = 'echo "Error from server (Forbidden): namespaces is forbidden" >&2; exit 1'
+    says(programs, "kubectl", answers.format(namespace=hidden, secrets="true", secret="true"))
+    assert statuses(kubernetes_checks(settings, ["berth-s3"])) == ["ok", "ok", "WARN", "ok", "ok"]
+
+
 def test_the_executor_must_be_installed() -> None:
     """A plugin that is missing is named as pip knows it."""
     assert submitted_with("plugin", ["plugin"]).status == "ok"
@@ -534,6 +573,9 @@ def test_a_platform_is_asked_about_what_its_deployments_need() -> None:
     assert "meta-llama/Llama-4-Scout-17B-16E-Instruct" in hops.gated
     assert set(hops.images) == {"docker.io/vllm/vllm-openai:v0.9.1"}
     assert hops.jobs["llama31-405b-hops"]["nodes"] == hops.nodes == 4
+    assert (hops.kubernetes, hops.secrets) == (None, [])
+    goodall = Patient(**fields("goodall"))
+    assert goodall.secrets == ["berth-s3", "scout-w4a16-goodall-api-key"]
     local = Patient(**fields("local"))
     assert (local.queue, local.images, local.hub_models) == (None, [], [])
 

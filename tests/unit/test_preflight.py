@@ -178,6 +178,15 @@ def test_the_site_registry_must_answer_unless_the_image_is_staged(
     preflight(make_plan(config, root))
 
 
+def test_kubernetes_is_told_to_be_out_of_reach(root: Path) -> None:
+    """A cluster of Kubernetes is refused at once, before the hub, the store and the disk are looked at."""
+    model = root / "config/models/llama-4-scout-w4a16.yaml"
+    model.write_text(model.read_text().replace("revision: null", f"revision: {'a' * 40}"))
+    text = error_of(config_of(root, platform="goodall", select=["fig10"]), root)
+    assert text.startswith("config/platforms/goodall.yaml: scheduler: kubernetes: ")
+    assert "snakemake render" in text
+
+
 def test_nothing_missing_asks_for_nothing(root: Path) -> None:
     """Where no point is missing, neither disk nor hub is looked at."""
     preflight(make_plan(replace(on_hops(root, 10**18), partial=True), root))

@@ -76,7 +76,7 @@ def test_gpus_per_node_and_extra_options_are_options(hops: Platform, big: Deploy
     resources = sweep_resources(big, replace(hops, slurm=slurm), 1)
     assert "gres" not in resources
     extra = str(resources["slurm_extra"])
-    assert extra == "--signal=B:USR1@180 --gpus-per-node=h100:4 --exclusive --reservation=demo"
+    assert extra == "--signal=B:USR1@180 --gpus-per-node=h100:4 --exclusive --no-kill --reservation=demo"
     assert not [name for pattern, name in get_forbidden_slurm_options().items() if re.search(pattern, extra)]
 
 

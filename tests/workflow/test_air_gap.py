@@ -82,6 +82,9 @@ def test_the_chain_runs_behind_an_air_gap_and_past_the_proxy(image: None, tmp_pa
     records = [json.loads(path.read_text()) for path in workspace.points().values()]
     assert sorted(record["point"]["concurrency"] for record in records) == list(LEVELS)
     assert all(record["result"]["completed"] == 16 for record in records)
+    # A staged model on the CPU is looked up nowhere with or without them; on GPUs vLLM reports its use.
+    offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"), "1")
+    assert all(offline.items() <= record["spec"]["serve"]["env"].items() for record in records)
     assert (workspace.path / "results/figures/local/output_throughput.pdf").stat().st_size > 1000
     logs = sorted((workspace.path / "results/logs").rglob("*.log"))
     assert {"server.log", "client.log"} <= {path.name for path in logs}

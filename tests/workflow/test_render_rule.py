@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from workspace import Workspace, wait_until
 
+from berth.image import default_cache_dir
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
@@ -64,11 +67,31 @@ def test_clusters_are_rendered_where_they_are_not(fresh: Workspace, profile: str
         assert "has no revision, so that nothing can be measured with it" in output
 
 
-def test_kubernetes_is_left_out_aloud(fresh: Workspace) -> None:
-    """A platform of Kubernetes has no scripts, and the run says so and succeeds."""
-    output = fresh.run("render", "--config", "platform=goodall")
-    assert "scout-w4a16-goodall is not rendered" in output
-    assert not (fresh.path / "results/render/goodall").exists()
+def test_kubernetes_is_rendered_as_values(fresh: Workspace) -> None:
+    """The shipped cluster of Kubernetes has values and commands; its manifests follow as soon as helm is on PATH."""
+    without = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    if shutil.which("helm", path=without["PATH"]) is None:
+        output = fresh.run("render", "--profile", "profiles/goodall", **without)
+        assert "no manifests.yaml, because helm is not on PATH" in output
+    folder = fresh.path / "results/render/goodall/scout-w4a16-goodall"
+    helm = default_cache_dir() / "helm"
+    with_helm = {"PATH": f"{helm}:{without['PATH']}"}
+    if shutil.which("helm", path=with_helm["PATH"]) is not None:
+        fresh.run("render", "--profile", "profiles/goodall", **with_helm)
+        assert "kind: Deployment" in (folder / "manifests.yaml").read_text()
+    assert yaml.safe_load((folder / "values.yaml").read_text())["extraInit"]["s3"]["bucket"] == "huggingface.co"
+    assert os.access(folder / "install.sh", os.X_OK)
+
+
+def test_kubernetes_is_not_measured(fresh: Workspace) -> None:
+    """A measurement there is refused before the first job, in one sentence that says what works instead."""
+    model = fresh.path / "config/models/llama-4-scout-w4a16.yaml"
+    model.write_text(model.read_text().replace("revision: null", f"revision: {'a' * 40}"))
+    output = fresh.run("--profile", "profiles/goodall", "--config", 'select=["fig10"]', code=1)
+    assert "config/platforms/goodall.yaml: scheduler: kubernetes: this version of Berth measures nothing" in output
+    assert "snakemake render" in output
+    assert "download_model" not in output.partition("Job stats")[2].partition("localrule")[2]
+    assert not (fresh.path / "results/models").exists()
 
 
 def answers(port: int) -> bool:

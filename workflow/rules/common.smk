@@ -225,8 +225,8 @@ def all_rendered():
 
 
 def rendered_folders(w):
-    """The folder of each deployment that has scripts."""
-    from berth.render import not_rendered
+    """The folder of each deployment that is rendered."""
+    from berth.chartvalues import not_rendered
 
     return [
         f"{RESULTS}/render/{BERTH.platform}/{name}"
@@ -236,8 +236,8 @@ def rendered_folders(w):
 
 
 def left_out():
-    """Why deployments have no scripts, one sentence each."""
-    from berth.render import not_rendered
+    """Why deployments are not rendered, one sentence each."""
+    from berth.chartvalues import not_rendered
 
     return [why for each in all_rendered().values() if (why := not_rendered(each))]
 
@@ -255,6 +255,13 @@ def rendered(name):
         return render_files(all_rendered()[name]), warnings_of(all_rendered()[name])
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+def manifests_command(name):
+    """The command that prints the manifests of a deployment; none where it is no chart."""
+    from berth.render import manifests_argv
+
+    return manifests_argv(all_rendered()[name])
 
 
 def patient():

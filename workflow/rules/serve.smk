@@ -1,7 +1,8 @@
 # What would run, readable, without running it.
 #
 # Inputs:  config/
-# Outputs: results/render/{platform}/{deployment}/: server.sh, client.sh, stage.sh, settings.md, values.json
+# Outputs: results/render/{platform}/{deployment}/: server.sh, client.sh, stage.sh, settings.md, values.json;
+#          for Kubernetes values.yaml, install.sh, uninstall.sh, stage.sh, settings.md, values.json, manifests.yaml
 
 
 localrules:
@@ -36,5 +37,7 @@ rule render_deployment:
         # The texts themselves: whatever would change them, a newer Berth included, renders them again.
         texts=lambda w: rendered(w.deployment)[0],
         warnings=lambda w: rendered(w.deployment)[1],
+        # The command that prints the manifests: where helm is installed later, they are rendered then.
+        manifests=lambda w: manifests_command(w.deployment),
     script:
         "../scripts/render.py"

@@ -53,7 +53,6 @@ podman run \
   --env=OMP_NUM_THREADS=1 \
   --env=TRANSFORMERS_OFFLINE=1 \
   --env=VLLM_DISABLE_COMPILE_CACHE=1 \
-  --env=VLLM_HOST_IP="${NODE_ADDRESS}" \
   --env=VLLM_NO_USAGE_STATS=1 \
   --env=HF_HOME=/root/.cache/huggingface \
   --env=TORCHINDUCTOR_CACHE_DIR=/root/.cache/torchinductor \

@@ -3,16 +3,19 @@
 
 set -euo pipefail
 
-: "${HEAD_ADDRESS:?is not set; server.sh sets it}"
 NODE_RANK="${SLURM_PROCID:-${FLUX_TASK_RANK:?is not set; srun or flux run sets it}}"
-address() {
-  getent ahostsv4 "$1" | awk 'NR == 1 { print $1 }'
-}
-NODE_ADDRESS="$(address "$(hostname)")"
+NODE_ADDRESS="$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }')"
 [ -n "$NODE_ADDRESS" ] || {
   echo 'the name of this node has no IPv4 address' >&2
   exit 1
 }
+if [ "${1:-}" = address ]; then
+  echo "$NODE_RANK $NODE_ADDRESS"
+  exit
+fi
+: "${ADDRESSES:?is not set; server.sh sets it}"
+HEAD_ADDRESS="${ADDRESSES%% *}"
+NODE_INTERFACE="$(ip -4 -oneline address show to "$NODE_ADDRESS" | awk 'NR == 1 { print $2 }')"
 
 # Secrets come from the environment, and no value stands in a file or a command line.
 : "${VLLM_API_KEY:?is not set; export a key of your own, such as openssl rand -hex 32 prints}"
@@ -58,6 +61,7 @@ if [ "$NODE_RANK" -ne 0 ]; then
     --entrypoint=ray \
     --device=nvidia.com/gpu=all \
     --env=DO_NOT_TRACK=1 \
+    --env=GLOO_SOCKET_IFNAME="${NODE_INTERFACE}" \
     --env=HF_DATASETS_OFFLINE=1 \
     --env=HF_HUB_DISABLE_TELEMETRY=1 \
     --env=HF_HUB_ENABLE_HF_TRANSFER=0 \
@@ -94,6 +98,7 @@ podman run \
   --entrypoint=ray \
   --device=nvidia.com/gpu=all \
   --env=DO_NOT_TRACK=1 \
+  --env=GLOO_SOCKET_IFNAME="${NODE_INTERFACE}" \
   --env=HF_DATASETS_OFFLINE=1 \
   --env=HF_HUB_DISABLE_TELEMETRY=1 \
   --env=HF_HUB_ENABLE_HF_TRANSFER=0 \
@@ -117,16 +122,23 @@ podman run \
   --head \
   --block \
   --disable-usage-stats \
+  --include-dashboard=false \
   --node-ip-address="${NODE_ADDRESS}" \
   --port=8001 &
 cluster=$!
-joined() {
-  podman exec "${NAME}" ray status \
-    --address="${HEAD_ADDRESS}":8001 2>/dev/null | grep -c node_ || true
+# Those of ADDRESSES that are no node of the cluster yet.
+missing() {
+  podman exec "${NAME}" python3 \
+    -c 'import ray; ray.init("'"${HEAD_ADDRESS}"':8001", logging_level="error", log_to_driver=False); print("".join("node " + n["NodeManagerAddress"] + "\n" for n in ray.nodes() if n["Alive"]))' 2>/dev/null | sed -n 's/^node //p' |
+    grep -vxFf - <(tr ' ' '\n' <<<"$ADDRESSES") | paste -sd ' ' || true
 }
-until [ "$(joined)" -ge 4 ]; do
+until absent="$(missing)" && [ -z "$absent" ]; do
   kill -0 "$cluster" 2>/dev/null || {
     echo 'the Ray cluster ended before all nodes had joined' >&2
+    exit 1
+  }
+  [ "$SECONDS" -lt 600 ] || {
+    echo "not all of 4 nodes joined the Ray cluster within 600 s; missing: $absent" >&2
     exit 1
   }
   sleep 2

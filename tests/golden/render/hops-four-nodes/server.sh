@@ -24,15 +24,14 @@ mapfile -t HOSTS < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
   echo 'the job must have 4 nodes' >&2
   exit 1
 }
+NODES="$(printf '%s\n' "${HOSTS[@]:0:4}" | paste -sd ,)"
 
-address() {
-  getent ahostsv4 "$1" | awk 'NR == 1 { print $1 }'
-}
-HEAD_ADDRESS="$(address "${HOSTS[0]}")"
-export HEAD_ADDRESS
-[ -n "$HEAD_ADDRESS" ] || {
-  echo 'the name of the first node has no IPv4 address' >&2
+# Each node says at which address the others reach it, in the order of their ranks.
+ADDRESSES="$(srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --gres=gpu:4 --nodelist="$NODES" bash /checkout/results/render/hops/llama31-405b-hops/node.sh address | sort -n | awk '{ print $2 }' | paste -sd " ")"
+export ADDRESSES
+[ "$(wc -w <<<"$ADDRESSES")" -eq 4 ] || {
+  echo 'not every node has told its address' >&2
   exit 1
 }
 
-exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --gres=gpu:4 --kill-on-bad-exit=1 bash /checkout/results/render/hops/llama31-405b-hops/node.sh
+exec srun --nodes=4 --ntasks=4 --ntasks-per-node=1 --gres=gpu:4 --nodelist="$NODES" --kill-on-bad-exit=1 bash /checkout/results/render/hops/llama31-405b-hops/node.sh
