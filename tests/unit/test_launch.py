@@ -75,7 +75,7 @@ def test_the_client_never_goes_through_a_proxy(tmp_path: Path, monkeypatch: pyte
     """A site's proxy stands in the environment of jobs, and the way from client to server avoids it."""
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     request = request_of(tmp_path, {"repo": "berth/tiny-llama", "revision": None, "shape": SHAPE})
-    for command in prepare(request).client("of-the-test", "0" * 32):
+    for command in prepare(request).client("of-the-test", "0" * 32, None):
         assert command.env["no_proxy"] == command.env["NO_PROXY"] == "*"
         assert command.env["BERTH_INSTANCE"] == "0" * 32
         assert "of-the-test" not in command.env.values()
