@@ -15,6 +15,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from berth.processes import guarded, kill_session
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
@@ -40,7 +42,7 @@ def start_group(
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            list(command),
+            guarded(command) or list(command),
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else log,
             stderr=log,
@@ -69,6 +71,8 @@ def end_group(
             process.wait(grace_s)
     finally:
         # Also when the wait was interrupted: nothing of the group may outlive this call.
+        if process.returncode is None:
+            kill_session(process.pid)
         _signal_group(process.pid, signal.SIGKILL)
         process.wait()
         for stream in (process.stdin, process.stdout):

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -37,6 +38,9 @@ _LAUNCHER = (
     "import ctypes,os,sys;ctypes.CDLL(None).prctl(1,15,0,0,0);"
     "os.getppid()==int(sys.argv[1]) or sys.exit(143);os.execvp(sys.argv[2],sys.argv[2:])"
 )
+
+
+_GUARD = Path(__file__).with_name("_guard.py")
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ def spawn(
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *argv],
+            guarded(argv) or [sys.executable, "-ISc", _LAUNCHER, str(os.getpid()), *argv],
             env=environment,
             cwd=cwd,
             stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
@@ -175,6 +179,21 @@ def spawn(
             stderr=log,
             start_new_session=True,
         )
+
+
+def guarded(argv: Sequence[str]) -> list[str]:
+    """The command that runs Apptainer and ends the helpers that it leaves; [] for what needs no guard."""
+    if Path(argv[0]).name != "apptainer":
+        return []
+    return [sys.executable, "-IS", str(_GUARD), str(os.getpid()), *argv]
+
+
+def kill_session(leader: int) -> None:
+    """KILL every process of a session whose leader is a child that is not reaped yet."""
+    for pid, state, _, session in _own_processes():
+        if session == leader and state not in "ZXx":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def start_ticks(pid: int) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import signal
@@ -54,12 +55,16 @@ def run_of(apptainer: Apptainer, folder: Path, *, real: bool = False, **settings
 
 
 def in_the_image(apptainer: Apptainer) -> list[psutil.Process]:
-    """Living processes whose command names the SIF."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if str(apptainer.sif) in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
+    """Living processes whose command names the SIF, and the helpers that hold it open."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        opened = []
+        with contextlib.suppress(OSError):
+            opened = [str(entry.readlink()) for entry in Path(f"/proc/{process.pid}/fd").iterdir()]
+        named = str(apptainer.sif) in [*(process.info["cmdline"] or []), *opened]
+        if named and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
 
 
 @pytest.mark.vllm
