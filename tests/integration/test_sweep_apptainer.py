@@ -67,6 +67,13 @@ def in_the_image(apptainer: Apptainer) -> list[psutil.Process]:
     return found
 
 
+def server_inside(run: Run) -> psutil.Process:
+    """The server's process in the container, which is neither Apptainer's nor the guard's in front of it."""
+    return next(
+        process for process in run.processes() if "serve" in process.cmdline() and "--fakeroot" not in process.cmdline()
+    )
+
+
 @pytest.mark.vllm
 def test_the_real_vllm_is_measured_in_its_sif(tmp_path: Path) -> None:
     """Two points by the warm client, as root inside with a writable cache and a read-only model; nothing is left."""
@@ -76,7 +83,7 @@ def test_the_real_vllm_is_measured_in_its_sif(tmp_path: Path) -> None:
     run = run_of(apptainer, tmp_path / "run", real=True, prompts=16)
     sweep = run.sweep()
     until(lambda: run.log.exists() and "first_completion" in run.log.read_text(), run, sweep)
-    server = next(process for process in run.processes() if "serve" in process.cmdline())
+    server = server_inside(run)
     inside = server.environ()
     # Nothing of the caller's environment, and none of its home, gets in.
     assert "SLURM_JOB_ID" not in inside
@@ -118,7 +125,7 @@ def test_a_killed_sweep_leaves_what_the_next_one_ends(standin: Apptainer, tmp_pa
     held = run.hold()
     sweep = run.sweep()
     until(run.in_point, run, sweep)
-    server = next(process for process in run.processes() if "serve" in process.cmdline())
+    server = server_inside(run)
     # It hangs, so that neither the kernel's TERM nor the runtime's end reaches it.
     for process in [server, *server.parents()]:
         if process.pid == sweep.pid:
