@@ -187,14 +187,6 @@ def without_login_session(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in SESSION_VARIABLES}
 
 
-def required_env(container: Container, runtime: Runtime) -> tuple[str, ...]:
-    """Names of the variables that a person must set before running the rendered command by hand."""
-    if runtime != "apptainer":
-        return container.secret_env
-    awkward = tuple(name for name, value in container.env.items() if _awkward(value))
-    return tuple(f"APPTAINERENV_{name}" for name in (*awkward, *container.secret_env))
-
-
 def stop_argvs(
     container: Container, runtime: Runtime, *, grace_s: float, program: Sequence[str] = ("podman",)
 ) -> tuple[tuple[str, ...], ...]:

@@ -19,7 +19,6 @@ from berth.container import (
     process_argv,
     process_env,
     render_shell,
-    required_env,
     stop_argvs,
     without_login_session,
 )
@@ -151,8 +150,7 @@ def test_secrets_are_names_in_every_command() -> None:
         "APPTAINERENV_LITELLM_MASTER_KEY": SECRET,
         "APPTAINERENV_BACKEND_API_KEY": SECRET,
     }
-    assert required_env(container, "podman") == ("LITELLM_MASTER_KEY", "BACKEND_API_KEY")
-    assert required_env(container, "apptainer") == tuple(sorted(apptainer_env(container, secrets), reverse=True))
+    assert container.secret_env == ("LITELLM_MASTER_KEY", "BACKEND_API_KEY")
     assert SECRET not in repr(container) + "".join(podman + apptainer)
 
 
