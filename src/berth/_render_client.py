@@ -49,7 +49,7 @@ def _head(rendering: Rendering, use: Use) -> str:
         "",
         "    CONCURRENCY=16 bash client.sh",
         "",
-        f"The levels of the experiment: {levels}. BASE_URL says where the server is, if not on this node.",
+        f"The levels of the experiment: {levels}. {_where(rendering)}",
         "",
         "Berth measures with the same arguments, in one warm process for all points where the version allows it.",
     ]
@@ -61,13 +61,21 @@ def _head(rendering: Rendering, use: Use) -> str:
     return comment(*lines)
 
 
+def _where(rendering: Rendering) -> str:
+    if rendering.deployment.client_nodes:
+        return (
+            "It has a node of its own, the last of the server's job. BASE_URL must say where the server is, such as "
+            f"http://ADDRESS:{rendering.port} with the address of the job's first node."
+        )
+    return "BASE_URL says where the server is, if not on this node."
+
+
 def _settings(rendering: Rendering) -> str:
-    return (
-        'CONCURRENCY="${CONCURRENCY:-1}"\n'
-        f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
-        # Neither is for the client's own environment.
-        "export -n CONCURRENCY BASE_URL\n"
-    )
+    base_url = f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
+    if rendering.deployment.client_nodes:
+        base_url = ': "${BASE_URL:?is not set; export the address of the server, which is on another node}"\n'
+    # Neither is for the client's own environment.
+    return 'CONCURRENCY="${CONCURRENCY:-1}"\n' + base_url + "export -n CONCURRENCY BASE_URL\n"
 
 
 def _secrets(rendering: Rendering) -> str:

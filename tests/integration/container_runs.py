@@ -303,8 +303,12 @@ def make_run(
     levels: tuple[int, ...],
     prompts: int,
     real: bool,
+    deployment: dict[str, Any] | None = None,
 ) -> Run:
-    """A run on a platform of its own whose image is the receipt's. Model and dataset are small and real."""
+    """A run on a platform of its own whose image is the receipt's. Model and dataset are small and real.
+
+    `deployment` has what else the deployment says, such as its nodes.
+    """
     config = folder / "config"
     for name in ("models", "datasets", "recipes"):
         shutil.copytree(ROOT / "config" / name, config / name)
@@ -325,11 +329,12 @@ def make_run(
         **platform,
     }
     (config / "platforms/site.yaml").write_text(yaml.safe_dump(site))
+    tiny = {"model": "tiny-llama", "recipe": "vllm", "platform": "site", "version": "0.32.0", **(deployment or {})}
     raw = {
         "platform": "site",
         "results": "results",
         "config_dir": "config",
-        "deployments": {"tiny": {"model": "tiny-llama", "recipe": "vllm", "platform": "site", "version": "0.32.0"}},
+        "deployments": {"tiny": tiny},
         "benchmarks": {
             "short": {
                 "dataset": "sharegpt-like",

@@ -8,6 +8,7 @@ on every node of a real Ray cluster. Each node leaves what it was told in seen-r
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -25,7 +26,10 @@ HERE = Path(__file__).resolve().parent
 
 def leave(rank: int) -> None:
     """Write down what this node was started with, and where: the agent's environment says which node Slurm means."""
-    parent = Path(f"/proc/{os.getppid()}/environ").read_bytes().decode(errors="replace").split("\0")
+    parent: list[str] = []
+    # Inside a container there is nobody above.
+    with contextlib.suppress(OSError):
+        parent = Path(f"/proc/{os.getppid()}/environ").read_bytes().decode(errors="replace").split("\0")
     around = dict(entry.partition("=")[::2] for entry in parent)
     seen = {
         "argv": sys.argv[1:],
