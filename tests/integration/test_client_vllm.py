@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 WORKER = Path(worker.__file__)
 KEY = "sk-a-key-of-the-test-7f3a"
+# As the sweep sets it: what a client that is killed has printed is in its log.
+UNBUFFERED = {"PYTHONUNBUFFERED": "1", "no_proxy": "*", "NO_PROXY": "*"}
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -80,7 +82,7 @@ class Bench:
             command_prefix=[str(self.python)],
             worker_path=WORKER,
             vllm_command=[str(self.python.with_name("vllm"))],
-            env={**OFFLINE, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")},
+            env={**OFFLINE, **UNBUFFERED, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")},
             secret_env={"OPENAI_API_KEY": key},
             log_path=folder / f"{mode}.log",
             mode=mode,
@@ -174,7 +176,9 @@ def test_a_warm_point_is_the_point_of_vllm_bench_serve(bench: Bench, warm: Any, 
     assert 0 <= got.lost_s <= got.duration_s
     where = got.command.index("--result-dir") + 1
     assert got.command[:where] == other.command[:where]
-    assert got.command[where + 1 :] == other.command[where + 1 :]
+    # Each result has a file of its own.
+    assert got.command[where + 1] == other.command[where + 1] == "--result-filename"
+    assert got.command[where + 3 :] == other.command[where + 3 :]
 
 
 def test_prompts_are_the_same_with_and_without_the_memo(bench: Bench, tmp_path: Path) -> None:
