@@ -111,16 +111,20 @@ def end_processes(token: str, *, grace_s: float, session: int | None = None) -> 
         BerthError: when processes outlive KILL (the kernel waits for a device or a file system); it names them.
     """
     ended: dict[tuple[int, float], Ended] = {}
+    asked: dict[int, int | None] = {}
     deadline = time.monotonic() + grace_s
     limit = deadline + _KILL_LIMIT_S
     empty_scans = 0
     # Two scans, because a process that is just calling exec shows no environment for a moment.
     while empty_scans < 2:
         found = find_processes(token, session=session)
-        empty_scans = 0 if found else empty_scans + 1
+        # A process that exits has no environment to be found by, but it may still hold its port and its accelerator.
+        exiting = [pid for pid, ticks in asked.items() if ticks is not None and start_ticks(pid) == ticks]
+        empty_scans = 0 if found or exiting else empty_scans + 1
         now = time.monotonic()
-        if found and now > limit:
-            names = ", ".join(f"{process.pid} ({_name(process)})" for process in found)
+        if (found or exiting) and now > limit:
+            left = {process.pid: process for process in (*found, *filter(None, map(_process, exiting)))}
+            names = ", ".join(f"{process.pid} ({_name(process)})" for process in left.values())
             raise BerthError(
                 f"Processes of the server could not be ended, even by KILL: {names}. They probably hang in the kernel "
                 "(GPU driver or file system). Their accelerators stay occupied: tell the operators of this node."
@@ -129,6 +133,7 @@ def end_processes(token: str, *, grace_s: float, session: int | None = None) -> 
             # One that is gone needs nothing; one that refuses the signal is found again and named at the end.
             with contextlib.suppress(psutil.Error):
                 key = (process.pid, process.create_time())
+                asked.setdefault(process.pid, start_ticks(process.pid))
                 if now >= deadline:
                     ended[key] = Ended(process.pid, _name(process), "KILL")
                     process.kill()
