@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from contextlib import suppress
 
+from berth.checkup import ask
 from berth.ready import MORE_TIME, OutOfTime
 from berth.walltime import WARNING_EARLY_S
 
@@ -84,8 +84,5 @@ def _flux() -> float | None:
 
 
 def _answer(*argv: str) -> str | None:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 and done.stdout.strip() else None
+    answer = ask(*argv, timeout_s=_TIMEOUT_S)
+    return (answer.out.strip() or None) if answer.good else None

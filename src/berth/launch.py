@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from berth.sweep import SweepRequest
 
 # What a client is told beyond its server's environment: the server is never behind a proxy.
-_CLIENT_ENV = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
+CLIENT_ENV = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
 
 WORKER = Path(_bench_worker.__file__).resolve()
 
@@ -189,7 +189,7 @@ class Deployed:
             name=f"{resolved.container.name}-client",
             mounts=mounts,
         )
-        python = replace(python, env={**python.env, **_CLIENT_ENV})
+        python = replace(python, env={**python.env, **CLIENT_ENV})
         program = replace(python, entrypoint=self.recipe.client(self.request.deployment["version"]).command[0])
         secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
         started = [self._command(each, secrets, token, role="client") for each in (python, program)]

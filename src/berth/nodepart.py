@@ -32,10 +32,8 @@ def part_of(deployed: Deployed, port: int, key: str, token: str) -> Part:
     if place is None:
         raise AssertionError("a part belongs to a node")
     deployment = deployed.request.deployment
-    if deployment["nodes"] == 1:
-        return Part(deployed.launch(port, key, token))
-    way = deployed.recipe.multi_node(deployment["version"])
-    if way.kind == "native":
+    way = deployed.recipe.multi_node(deployment["version"]) if deployment["nodes"] > 1 else None
+    if way is None or way.kind == "native":
         return Part(deployed.launch(port, key, token))
     resolved = deployed.resolved(port, token)
     for file in resolved.files:

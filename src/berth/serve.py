@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from berth import sockets
@@ -229,7 +229,7 @@ class Server:
             start=self.log_start,
         )
         if cause is not None:
-            diagnosis = type(diagnosis)(f"{cause} {diagnosis.cause}", diagnosis.remedy, diagnosis.line, diagnosis.tail)
+            diagnosis = replace(diagnosis, cause=f"{cause} {diagnosis.cause}")
         return ServerDied(diagnosis, self.log_path, self.returncode)
 
     def take_down(self, *, grace_s: float) -> None:

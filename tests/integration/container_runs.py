@@ -108,6 +108,26 @@ def make_root(folder: Path, *, real: bool) -> dict[str, Path]:
     return mounts
 
 
+def image_receipt(
+    runtime: str, reference: str, digest: str, *, path: str = "", sha256: str | None = None, size_bytes: int = 1
+) -> dict[str, Any]:
+    """The receipt that stage_image would write for an image that is there already."""
+    return {
+        "schema": 1,
+        "kind": "container",
+        "runtime": runtime,
+        "reference": reference,
+        "digest": digest,
+        "index_digest": "",
+        "pulled_from": reference,
+        "path": path,
+        "archive": "",
+        "sha256": sha256,
+        "size_bytes": size_bytes,
+        "platform": "linux/amd64",
+    }
+
+
 @dataclass(frozen=True)
 class Podman:
     """Podman that works here, with one image and its own configuration."""
@@ -122,6 +142,10 @@ class Podman:
         done = subprocess.run(["podman", *words], env=self.environ, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def receipt(self) -> dict[str, Any]:
+        """The receipt of the image."""
+        return image_receipt("podman", self.image, self.digest)
 
     def containers(self) -> list[str]:
         """The names of the containers of this image, running or not."""

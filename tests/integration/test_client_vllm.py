@@ -23,6 +23,7 @@ import berth._bench_worker as worker
 from berth.client import BenchSettings, ClientFailed, bench_argv, open_client, warm_up_settings
 from berth.dataset import generate_sharegpt
 from berth.image import default_cache_dir
+from berth.launch import CLIENT_ENV
 from berth.metrics import difference, wait_idle
 from berth.tinymodel import generate_model
 from berth.validity import Observed, Thresholds, judge
@@ -34,8 +35,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
 
 WORKER = Path(worker.__file__)
 KEY = "sk-a-key-of-the-test-7f3a"
-# As the sweep sets it: what a client that is killed has printed is in its log.
-UNBUFFERED = {"PYTHONUNBUFFERED": "1", "no_proxy": "*", "NO_PROXY": "*"}
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -82,7 +81,7 @@ class Bench:
             command_prefix=[str(self.python)],
             worker_path=WORKER,
             vllm_command=[str(self.python.with_name("vllm"))],
-            env={**OFFLINE, **UNBUFFERED, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")},
+            env={**OFFLINE, **CLIENT_ENV, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")},
             secret_env={"OPENAI_API_KEY": key},
             log_path=folder / f"{mode}.log",
             mode=mode,

@@ -11,7 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
-from container_runs import Apptainer, Run, apptainer_image, end, ended_sweeps, make_run, standin_folder, until
+from container_runs import (
+    Apptainer,
+    Run,
+    apptainer_image,
+    end,
+    ended_sweeps,
+    image_receipt,
+    make_run,
+    standin_folder,
+    until,
+)
 
 from berth.processes import start_ticks
 
@@ -37,19 +47,14 @@ def run_of(apptainer: Apptainer, folder: Path, *, real: bool = False, **settings
         "apptainer": {"options": [*options, *given.pop("options", [])]},
     }
     sha256 = hashlib.sha256(apptainer.sif.read_bytes()).hexdigest()
-    receipt = {
-        "schema": 1,
-        "kind": "container",
-        "runtime": "apptainer",
-        "reference": "localhost/berth/test:1",
-        "digest": f"sha256:{sha256}",
-        "pulled_from": "localhost/berth/test:1",
-        "path": str(apptainer.sif),
-        "archive": "",
-        "sha256": sha256,
-        "size_bytes": apptainer.sif.stat().st_size,
-        "platform": "linux/amd64",
-    }
+    receipt = image_receipt(
+        "apptainer",
+        "localhost/berth/test:1",
+        f"sha256:{sha256}",
+        path=str(apptainer.sif),
+        sha256=sha256,
+        size_bytes=apptainer.sif.stat().st_size,
+    )
     environ = {**apptainer.environ, "XDG_RUNTIME_DIR": "/run/user/none", "SLURM_JOB_ID": "4711"}
     return make_run(folder, platform=platform, receipt=receipt, environ=environ, real=real, **given)
 

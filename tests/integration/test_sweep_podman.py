@@ -65,21 +65,8 @@ def run_of(podman: Podman, folder: Path, *, real: bool = False, **settings: Any)
         "accelerator": {"kind": kind, "name": "Dummy", "per_node": 1},
         "podman": {"options": [*options, *given.pop("options", [])]},
     }
-    receipt = {
-        "schema": 1,
-        "kind": "container",
-        "runtime": "podman",
-        "reference": podman.image,
-        "digest": podman.digest,
-        "pulled_from": podman.image,
-        "path": "",
-        "archive": "",
-        "sha256": None,
-        "size_bytes": 1,
-        "platform": "linux/amd64",
-    }
     environ = {**podman.environ, "XDG_RUNTIME_DIR": "/run/user/none", "SLURM_JOB_ID": "4711"}
-    return make_run(folder, platform=platform, receipt=receipt, environ=environ, real=real, **given)
+    return make_run(folder, platform=platform, receipt=podman.receipt(), environ=environ, real=real, **given)
 
 
 @pytest.mark.vllm

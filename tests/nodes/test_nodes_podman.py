@@ -47,19 +47,6 @@ def standin(folder: Path) -> Path:
 def run_of(podman: Podman, hosts: Hosts, folder: Path) -> Run:
     """Three points of a server on two hosts, with the client on the third."""
     options = [f"--volume={source}:{target}:ro" for target, source in podman.mounts.items()]
-    receipt = {
-        "schema": 1,
-        "kind": "container",
-        "runtime": "podman",
-        "reference": podman.image,
-        "digest": podman.digest,
-        "pulled_from": podman.image,
-        "path": "",
-        "archive": "",
-        "sha256": None,
-        "size_bytes": 1,
-        "platform": "linux/amd64",
-    }
     platform: dict[str, Any] = {
         "runtime": "podman",
         "accelerator": {"kind": "cpu", "name": "Dummy", "per_node": 1},
@@ -71,7 +58,7 @@ def run_of(podman: Podman, hosts: Hosts, folder: Path) -> Run:
     return make_run(
         folder,
         platform=platform,
-        receipt=receipt,
+        receipt=podman.receipt(),
         environ=podman.environ,
         levels=(1, 2, 4),
         prompts=8,

@@ -53,21 +53,7 @@ def use_container(workspace: SlurmWorkspace, podman: Podman, standin: Path) -> N
         podman={"options": [f"--volume={source}:{target}:ro" for target, source in mounts.items()]},
     )
     workspace.configure(lambda config: config["deployments"]["tiny-local"].update(tensor_parallel=1))
-    receipt = {
-        "schema": 1,
-        "kind": "container",
-        "runtime": "podman",
-        "reference": podman.image,
-        "digest": podman.digest,
-        "index_digest": "",
-        "pulled_from": podman.image,
-        "path": "",
-        "archive": "",
-        "sha256": None,
-        "size_bytes": 1,
-        "platform": "linux/amd64",
-    }
-    write_json(workspace.path / "results/images/hops/vllm-0.32.0.json", receipt)
+    write_json(workspace.path / "results/images/hops/vllm-0.32.0.json", podman.receipt())
 
 
 def clients(podman: Podman) -> dict[int, str]:
