@@ -16,6 +16,7 @@ import pytest
 from hosts import Hosts, HostsWorkspace, enter, run, wait_until
 from ray_env import RayMissingError, ray_environment
 from standins import seen, use_standin_fleet
+from workspace import words_of
 
 pytestmark = [pytest.mark.workflow, pytest.mark.nodes]
 
@@ -139,7 +140,7 @@ def test_sweep_that_is_killed_leaves_nothing_on_any_node(hosts: Hosts, tmp_path:
     try:
         workspace.wait_for("concurrency 2: point 2 of 3 starts", running)
         for process in workspace.processes():
-            if "sweep.py" in " ".join(process.cmdline()) or process.pid == running.pid:
+            if "sweep.py" in " ".join(words_of(process)) or process.pid == running.pid:
                 process.kill()
     finally:
         running.kill()

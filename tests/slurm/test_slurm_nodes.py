@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from slurm_cluster import Slurm, SlurmWorkspace, wait_until
+from workspace import words_of
 
 from berth.image import environment_folder
 from berth.pins import read_lock
@@ -92,7 +93,7 @@ def of_node(workspace: SlurmWorkspace, rank: int) -> list[psutil.Process]:
     agents = [
         process
         for process in workspace.processes()
-        if "berth.node_agent" in process.cmdline() and environment(process).get("SLURM_PROCID") == str(rank)
+        if "berth.node_agent" in words_of(process) and environment(process).get("SLURM_PROCID") == str(rank)
     ]
     return [*agents, *(child for agent in agents for child in agent.children(recursive=True))]
 
@@ -104,7 +105,12 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def servers(workspace: SlurmWorkspace) -> list[list[str]]:
-    return [process.cmdline() for process in workspace.processes() if "srun" not in process.name()]
+    found = []
+    for process in workspace.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "srun" not in process.name():
+                found.append(process.cmdline())
+    return found
 
 
 def test_one_process_per_node_and_a_lost_one_is_named(workspace: SlurmWorkspace) -> None:

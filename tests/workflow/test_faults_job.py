@@ -9,7 +9,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
-from workspace import LEVELS, levels_of, point_starts, run_log, wait_until
+from workspace import LEVELS, levels_of, point_starts, run_log, wait_until, words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.vllm]
 
 
 def sweeps(workspace: Workspace) -> list[psutil.Process]:
-    return [p for p in workspace.processes() if p.cmdline()[-1:] and p.cmdline()[-1].endswith(".sweep.py")]
+    return [p for p in workspace.processes() if (words := words_of(p)) and words[-1].endswith(".sweep.py")]
 
 
 def test_killed_snakemake_and_killed_sweep(workspace: Workspace) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from workspace import LEVELS, levels_of, point_starts, run_log, wait_until
+from workspace import LEVELS, levels_of, point_starts, run_log, wait_until, words_of
 
 if TYPE_CHECKING:
     from workspace import Workspace
@@ -22,7 +22,7 @@ def test_refused_point_is_told_and_measured_again(workspace: Workspace) -> None:
     assert workspace.planned()["point"] == 1
     running = workspace.start()
     wait_until(lambda: point_starts(workspace, 2), "the deleted point starts")
-    worker = next(p for p in workspace.processes() if "_bench_worker.py" in " ".join(p.cmdline()))
+    worker = next(p for p in workspace.processes() if "_bench_worker.py" in " ".join(words_of(p)))
     worker.kill()
     assert running.wait() == 1
     assert "c2 refused (client)" in run_log(workspace)

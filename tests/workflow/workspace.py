@@ -160,12 +160,20 @@ class Workspace:
 
     def servers(self) -> list[psutil.Process]:
         """Living vLLM servers of this workspace."""
-        return [process for process in self.processes() if "serve" in process.cmdline()[:4]]
+        return [process for process in self.processes() if "serve" in words_of(process)[:4]]
 
     def kill_session(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
         """Signal one process, not its group, and reap it."""
         process.send_signal(number)
         process.wait()
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    """The command line of a process, [] where it has ended since it was found."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def levels_of(records: dict[str, Path]) -> list[int]:
