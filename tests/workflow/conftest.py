@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from shared_starts import share_starts
 from workspace import Workspace
 
 from berth.errors import BerthError
@@ -33,6 +34,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> None:
 def measured(image: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace whose experiment is complete: three points of one run."""
     workspace = Workspace.create(tmp_path_factory.mktemp("workflow") / "measured")
+    share_starts(workspace.path / "results/scratch")
     workspace.run()
     return workspace
 
@@ -42,7 +44,4 @@ def workspace(measured: Workspace, tmp_path: Path) -> Iterator[Workspace]:
     """A copy of the measured workspace, which must leave no process behind."""
     copy = measured.clone(tmp_path / "workspace")
     yield copy
-    left = copy.processes()
-    for process in left:
-        process.kill()
-    assert not left, f"left behind: {left}"
+    copy.leave_nothing()

@@ -158,9 +158,20 @@ class Workspace:
                 continue
         return mine
 
+    def leave_nothing(self) -> None:
+        """Return when no process of this workspace lives; one that does is ended, and told."""
+        left = self.processes()
+        for process in left:
+            process.kill()
+        assert not left, f"left behind: {left}"
+
     def servers(self) -> list[psutil.Process]:
         """Living vLLM servers of this workspace."""
-        return [process for process in self.processes() if "serve" in words_of(process)[:4]]
+        return [
+            process
+            for process in self.processes()
+            if "serve" in (words := words_of(process)[:4]) and "bench" not in words
+        ]
 
     def kill_session(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
         """Signal one process, not its group, and reap it."""
