@@ -59,6 +59,7 @@ include: "workflow/rules/image.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/serve.smk"
+include: "workflow/rules/access.smk"
 include: "workflow/rules/doctor.smk"
 
 

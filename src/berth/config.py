@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from berth.access_settings import Access
+
 if TYPE_CHECKING:
     from berth.kubernetes import Kubernetes
 
@@ -210,6 +212,7 @@ class Platform:
     modules: tuple[str, ...] = ()
     network: Network | None = None
     kubernetes: Kubernetes | None = None
+    access: Access = field(default_factory=Access)
 
     @property
     def queue(self) -> Queue | None:
@@ -299,3 +302,4 @@ class Config:
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
+    deployment: str = ""

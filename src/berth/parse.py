@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from berth import access_settings
 from berth._schema import check, load_yaml, nearest
 from berth.config import (
     Accelerator,
@@ -68,6 +69,7 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=str(raw.get("partial", False)).lower() == "true",
         select=tuple(raw.get("select", ())),
+        deployment=raw.get("deployment", ""),
     )
     _check_references(config, recipes)
     return config
@@ -145,6 +147,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
         modules=tuple(value.get("modules", ())),
         kubernetes=settings_of(value, file),
+        access=access_settings.settings_of(value, file),
     )
 
 
