@@ -26,12 +26,12 @@ read -r -a SSH <<<"${BERTH_SSH:-ssh}"
 # WAY may be empty, which the bash of macOS takes for unset.
 
 if [ "$PORT" = --show ]; then
-  read -r node port <<<"$("${SSH[@]}" ${WAY[@]+"${WAY[@]}"} "$LOGIN" "cat $ENDPOINT" | head -n 1)"
-  [ -n "$node" ] || {
+  found="$("${SSH[@]}" ${WAY[@]+"${WAY[@]}"} "$LOGIN" "cat $ENDPOINT" | head -n 1)"
+  [ -n "$found" ] || {
     echo "no server is ready" >&2
     exit 1
   }
-  echo "ssh -N -L 127.0.0.1:$DEFAULT_PORT:$node:$port ${WAY[*]-} $LOGIN"
+  echo "ssh -N -L 127.0.0.1:$DEFAULT_PORT:${found% *}:${found##* } ${WAY[*]-} $LOGIN"
   exit 0
 fi
 
