@@ -60,6 +60,7 @@ include: "workflow/rules/bench.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/serve.smk"
 include: "workflow/rules/doctor.smk"
+include: "workflow/rules/exchange.smk"
 
 
 onstart:

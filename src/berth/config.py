@@ -77,6 +77,7 @@ class Store:
     region: str = "us-east-1"
     prefix: str = ""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    results_prefix: str = "berth-results"
 
 
 @dataclass(frozen=True)
@@ -299,3 +300,5 @@ class Config:
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
+    share: tuple[str, ...] = ()
+    dry_run: bool = False

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
 from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
+from berth.provenance import custody_of
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
@@ -60,6 +61,8 @@ class Deployed:
     logs: Path
     # Which node of a server over several this is; None in a sweep, which is none of them.
     place: Place | None = None
+    # The digests of what is served and asked, as records hold them.
+    custody: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -312,7 +315,8 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     logs = Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
-    return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs)
+    custody = custody_of(request.model_receipt, model, dataset, model_dir)
+    return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs, custody=custody)
 
 
 def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:

@@ -66,8 +66,10 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         results=raw.get("results", "results").rstrip("/"),
         config_dir=raw.get("config_dir", "config"),
         published_dir=raw.get("published_dir", "data/published"),
-        partial=str(raw.get("partial", False)).lower() == "true",
+        partial=_true(raw, "partial"),
         select=tuple(raw.get("select", ())),
+        share=tuple(raw.get("share", ())),
+        dry_run=_true(raw, "dry_run"),
     )
     _check_references(config, recipes)
     return config
@@ -76,6 +78,11 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
     # An empty section in YAML is null; it means the same as leaving it out.
     return {key: value for key, value in raw.items() if value is not None}
+
+
+def _true(raw: dict[str, Any], key: str) -> bool:
+    # The command line hands over text.
+    return str(raw.get(key, False)).lower() == "true"
 
 
 def _folder(folder: Path, schema: str) -> dict[str, dict[str, Any]]:
