@@ -61,6 +61,7 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/serve.smk"
 include: "workflow/rules/doctor.smk"
 include: "workflow/rules/exchange.smk"
+include: "workflow/rules/custody.smk"
 
 
 onstart:

@@ -185,6 +185,14 @@ class Network:
 
 
 @dataclass(frozen=True)
+class NodeModels:
+    """Copies of models on the nodes' own disks: where they come from, and whether older ones make room."""
+
+    source: Literal["store", "shared"] = "shared"
+    evict: bool = False
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -211,6 +219,8 @@ class Platform:
     modules: tuple[str, ...] = ()
     network: Network | None = None
     kubernetes: Kubernetes | None = None
+    node_models_dir: str = ""
+    node_models: NodeModels = field(default_factory=NodeModels)
 
     @property
     def queue(self) -> Queue | None:
@@ -302,3 +312,6 @@ class Config:
     select: tuple[str, ...] = ()
     share: tuple[str, ...] = ()
     dry_run: bool = False
+    model: str = ""
+    point: str = ""
+    quick: bool = False

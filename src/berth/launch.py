@@ -24,7 +24,7 @@ from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
 from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
-from berth.provenance import custody_of
+from berth.provenance import custody_of, same_source
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
@@ -341,12 +341,7 @@ def _receipt(path: str) -> dict[str, Any]:
 
 def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
     wanted, source = request.definition["model"], receipt["source"]
-    if "generated" in wanted:
-        shape = source.get("shape", {})
-        same = all(shape.get(key) == value for key, value in wanted["generated"].items())
-    else:
-        same = source.get("revision") == wanted["revision"]
-    if not same or source["repo"] != wanted["repo"]:
+    if not same_source(wanted, source):
         told = source.get("revision") or source.get("shape")
         raise BerthError(
             f"{request.model_receipt}: the staged model is {source['repo']} at {told}, but the run is defined with "

@@ -31,3 +31,13 @@ def custody_of(
             "model is staged again, and give every revision that is served at a time a folder of its own."
         )
     return {"model": {"manifest_sha256": found, "copy": "shared"}, "dataset": {"sha256": dataset.get("sha256")}}
+
+
+def same_source(identity: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
+    """Whether a manifest's source is the model of a definition (config.Model.identity)."""
+    if source.get("repo") != identity["repo"]:
+        return False
+    if "generated" in identity:
+        shape = source.get("shape", {})
+        return all(shape.get(key) == value for key, value in identity["generated"].items())
+    return bool(source.get("revision") == identity["revision"])

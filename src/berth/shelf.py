@@ -59,11 +59,11 @@ class Shelf:
         self.prefix = prefix.strip("/")
         self._client = client
 
-    def contents(self, wanted: Callable[[str], bool]) -> Contents:
-        """What is there of the points whose keys are wanted: one listing."""
+    def contents(self, wanted: Callable[[str], bool], below: str = "") -> Contents:
+        """What is there of the points whose keys are wanted and begin with `below`: one listing."""
         found = Contents()
         pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.store.bucket, Prefix=f"{self.prefix}/"
+            Bucket=self.store.bucket, Prefix=f"{self.prefix}/{below}"
         )
         for page in pages:
             for item in page.get("Contents", []):

@@ -289,3 +289,13 @@ def exchange_of():
         "data_dir": f"{RESULTS}/seaweedfs",
         "dry_run": BERTH.dry_run,
     }
+
+
+def custody_request():
+    """What custody is told: the fields of custody.CustodyRequest as plain values."""
+    from berth.custody import request_of
+
+    try:
+        return request_of(BERTH, PLAN.existing)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
