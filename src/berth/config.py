@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -220,7 +220,14 @@ class Platform:
     network: Network | None = None
     kubernetes: Kubernetes | None = None
     node_models_dir: str = ""
-    node_models: NodeModels = field(default_factory=NodeModels)
+    node_models: NodeModels | None = None
+
+    @property
+    def node_copies(self) -> dict[str, Any] | None:
+        """What a sweep is told of copies on nodes, as plain values; None where models are served from models_dir."""
+        if self.node_models is None:
+            return None
+        return {"dir": self.node_models_dir, **asdict(self.node_models), "store": asdict(self.store)}
 
     @property
     def queue(self) -> Queue | None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from berth.diagnose import KnownFailure
+    from berth.nodemodel import Copied
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
 
@@ -63,6 +64,8 @@ class Deployed:
     place: Place | None = None
     # The digests of what is served and asked, as records hold them.
     custody: Mapping[str, Any] = field(default_factory=dict)
+    # What copied the model to this node's own disk, where the platform asks for that.
+    copied: Copied | None = None
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:

@@ -171,7 +171,7 @@ def _runtime(value: dict[str, Any], file: str) -> RuntimeSettings:
     return RuntimeSettings(options=tuple(value.get("options", ())), storage=storage)
 
 
-def _node_models(value: dict[str, Any], file: str) -> NodeModels:
+def _node_models(value: dict[str, Any], file: str) -> NodeModels | None:
     section = value.get("node_models", {})
     folder = value["paths"].get("node_models", "")
     if section and not folder:
@@ -191,7 +191,7 @@ def _node_models(value: dict[str, Any], file: str) -> NodeModels:
         raise BerthError(
             f"{file}: node_models.source: nodes cannot reach an embedded store. Use shared, or a store of kind s3."
         )
-    return settings
+    return settings if folder else None
 
 
 def _own(folder: str) -> str:

@@ -179,6 +179,7 @@ class Plan:
                 "options": list(settings.container.options),
                 "storage": settings.container.storage,
                 "network": asdict(settings.network or Network()),
+                "node_models": settings.node_copies,
             },
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,

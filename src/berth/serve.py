@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from berth import sockets
 from berth.activity import ActivityMeter
@@ -78,6 +78,10 @@ class Running(Protocol):
     @property
     def places(self) -> list[dict[str, str]]:
         """Name and address of its nodes, where they are not this one alone."""
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """What its nodes told of the model on their own disks, where they are not this one alone."""
 
     @property
     def base_url(self) -> str:
@@ -160,6 +164,11 @@ class Server:
     @property
     def places(self) -> list[dict[str, str]]:
         """None: it is on this node."""
+        return []
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """None: who started it knows."""
         return []
 
     @property

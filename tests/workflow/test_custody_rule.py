@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.vllm, pytest.mark.timeout(900)]
 
 def test_measured_points_hold_until_a_byte_changes(workspace: Workspace) -> None:
     """From the seed over the embedded store to the point every link is ok; a changed number in a record is found."""
-    key, path = sorted(workspace.points().items())[0]
+    key, path = min(workspace.points().items())
     record = json.loads(path.read_text())
     staged = json.loads((workspace.path / "results/staged/local/tiny-llama.json").read_text())
     assert record["custody"]["model"] == {"manifest_sha256": staged["manifest"]["sha256"], "copy": "shared"}
