@@ -62,6 +62,8 @@ include: "workflow/rules/render.smk"
 include: "workflow/rules/serve.smk"
 include: "workflow/rules/access.smk"
 include: "workflow/rules/doctor.smk"
+include: "workflow/rules/exchange.smk"
+include: "workflow/rules/custody.smk"
 
 
 onstart:

@@ -326,3 +326,24 @@ def patient():
         )
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+def exchange_of():
+    """What push_results and pull_results are told: the fields of exchange.Exchange as plain values."""
+    return {
+        "results": RESULTS,
+        "store": asdict(BERTH.platforms[BERTH.platform].store),
+        "include": BERTH.share or BERTH.select,
+        "data_dir": f"{RESULTS}/seaweedfs",
+        "dry_run": BERTH.dry_run,
+    }
+
+
+def custody_request():
+    """What custody is told: the fields of custody.CustodyRequest as plain values."""
+    from berth.custody import request_of
+
+    try:
+        return request_of(BERTH, PLAN.existing)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
