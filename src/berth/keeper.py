@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from berth import services
+from berth.access import refresh
 from berth.config import ServiceSettings
 from berth.holder import Identity
 from berth.servesettings import nested
@@ -179,7 +180,7 @@ class Keeper:
             where = self.service.endpoint.base_url if self.service.endpoint else "no endpoint"
             logger.info("%s: %s, %s", self.request.deployment, self.service.state, where)
         self._written = self.service
-        refresh_access(self.results, self.request.platform, self.request.deployment)
+        refresh(self.results, self.request.platform, self.request.deployment)
 
     def _job(self, order: Order) -> TermJob:
         silent_s = _CHECKS_MISSED * self.settings.check_s
@@ -300,12 +301,3 @@ def lead_of(start_s: float, margin_s: float, term_s: float | None) -> float:
     """
     lead_s = start_s + margin_s
     return lead_s if term_s is None else min(lead_s, term_s / 2)
-
-
-def refresh_access(results: Path, platform: str, deployment: str) -> None:
-    """Let what leads to the deployment follow its endpoint."""
-    try:
-        from berth.access import refresh  # type: ignore[import-not-found]  # noqa: PLC0415
-    except ImportError:
-        return
-    refresh(results, platform, deployment)

@@ -201,6 +201,7 @@ def platform_settings(deployment: Deployment, settings: Platform) -> dict[str, A
         "options": list(settings.container.options),
         "storage": settings.container.storage,
         "network": asdict(settings.network or Network()),
+        "node_models": settings.node_copies,
     }
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from berth import sockets
 from berth.activity import ActivityMeter
@@ -80,6 +80,10 @@ class Running(Protocol):
     @property
     def places(self) -> list[dict[str, str]]:
         """Name and address of its nodes, where they are not this one alone."""
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """What its nodes told of the model on their own disks, where they are not this one alone."""
 
     @property
     def base_url(self) -> str:
@@ -165,6 +169,11 @@ class Server:
     @property
     def places(self) -> list[dict[str, str]]:
         """None: it is on this node."""
+        return []
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """None: who started it knows."""
         return []
 
     @property
