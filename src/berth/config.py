@@ -331,12 +331,12 @@ class Config:
     benchmarks: dict[str, Benchmark]
     experiments: dict[str, Experiment]
     sweep: SweepSettings
+    services: ServiceSettings
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
-    services: ServiceSettings = field(default_factory=ServiceSettings)
     deployment: str = ""
     until: str = ""
     share: tuple[str, ...] = ()

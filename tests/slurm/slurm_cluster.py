@@ -263,7 +263,7 @@ def use_standin(
 ) -> None:
     """Let the experiment `local` run on the cluster with the stand-in for vLLM, on four GPUs of a node.
 
-    What staging would have brought for it stands there with its receipts. With `platform` local it runs on this machine.
+    With `platform` local it runs on this machine. What staging would have brought stands there with its receipts.
     """
     prefix = workspace.path / "standin"
     (prefix / "bin").mkdir(parents=True)
