@@ -286,6 +286,22 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class ServiceSettings:
+    """How served deployments are kept up: see docs/serve.md."""
+
+    minutes: int = 1440
+    margin_s: float = 300.0
+    drain_s: float = 60.0
+    quick_s: float = 300.0
+    backoff_s: float = 10.0
+    backoff_max_s: float = 1800.0
+    restarts: int = 50
+    poll_s: float = 5.0
+    check_s: float = 5.0
+    unhealthy_s: float = 120.0
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration."""
 
@@ -302,4 +318,6 @@ class Config:
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
+    services: ServiceSettings = field(default_factory=ServiceSettings)
     deployment: str = ""
+    until: str = ""

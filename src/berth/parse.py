@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from berth.config import (
     RecipeSettings,
     Registry,
     RuntimeSettings,
+    ServiceSettings,
     Slurm,
     Staging,
     Store,
@@ -69,15 +71,20 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=str(raw.get("partial", False)).lower() == "true",
         select=tuple(raw.get("select", ())),
+        services=ServiceSettings(**raw.get("services", {})),
         deployment=raw.get("deployment", ""),
+        until=raw.get("until", ""),
     )
     _check_references(config, recipes)
     return config
 
 
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
-    # An empty section in YAML is null; it means the same as leaving it out.
-    return {key: value for key, value in raw.items() if value is not None}
+    # An empty section in YAML is null; it means the same as leaving it out. YAML makes a time of some texts.
+    given = {key: value for key, value in raw.items() if value is not None}
+    if isinstance(given.get("until"), date):
+        given["until"] = given["until"].isoformat()
+    return given
 
 
 def _folder(folder: Path, schema: str) -> dict[str, dict[str, Any]]:
