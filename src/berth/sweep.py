@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.coordinates import RunId
 from berth.errors import BerthError
+from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
 from berth.lease import LeaseLost, lease
 from berth.measure import PointFailed, Session
@@ -60,6 +61,8 @@ class SweepRequest:
     results: str
     settings: dict[str, Any]
     restarts: int
+    # What kubeplan.release_request has of the deployment; empty on other platforms.
+    kubernetes: dict[str, Any] = field(default_factory=dict)
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""
@@ -109,6 +112,10 @@ def _sweep(request: SweepRequest) -> None:
             logger.info("%s: nothing is missing", request.id.key)
             return
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
+        if request.kubernetes:
+            with released(request, host, token, spool.folder) as on_cluster:
+                _Sweep(request, spool, held, token, on_cluster).run(missing)
+            return
         deployed = prepare(request, host)
         with contextlib.ExitStack() as stack:
             stack.callback(_end_containers, held, request)
