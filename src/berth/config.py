@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from berth.analysis import CompareSettings, StatisticsSettings
     from berth.kubernetes import Kubernetes
 
 
@@ -299,3 +300,10 @@ class Config:
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
+    experiment: str = ""
+    against: str = ""
+    only_runs: tuple[int, ...] = ()
+    baseline: str = ""
+    imports: str = ""
+    compare: CompareSettings | None = None
+    statistics: StatisticsSettings | None = None

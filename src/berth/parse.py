@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from berth._schema import check, load_yaml, nearest
+from berth.analysis import compare_settings, statistics_settings
 from berth.config import (
     Accelerator,
     Benchmark,
@@ -68,6 +69,13 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=str(raw.get("partial", False)).lower() == "true",
         select=tuple(raw.get("select", ())),
+        experiment=raw.get("experiment", ""),
+        against=raw.get("against", ""),
+        only_runs=tuple(int(run) for run in raw.get("only_runs", ())),
+        baseline=str(raw.get("baseline", "")),
+        imports=raw.get("imports", ""),
+        compare=compare_settings(raw["compare"]) if "compare" in raw else None,
+        statistics=statistics_settings(raw["statistics"]) if "statistics" in raw else None,
     )
     _check_references(config, recipes)
     return config
