@@ -58,9 +58,13 @@ include: "workflow/rules/store.smk"
 include: "workflow/rules/image.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/render.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/serve.smk"
+include: "workflow/rules/access.smk"
 include: "workflow/rules/doctor.smk"
+include: "workflow/rules/exchange.smk"
+include: "workflow/rules/custody.smk"
 
 
 onstart:
@@ -70,9 +74,9 @@ onstart:
 
 
 onsuccess:
-    end_run(PLAN)
+    end_of_run()
 
 
 onerror:
-    end_run(PLAN)
+    end_of_run()
     tell_failures()

@@ -14,6 +14,7 @@ from berth.image_request import ImageRequest
 from berth.mirror import mirror_image
 from berth.modules import with_modules
 from berth.pins import LOCKS
+from berth.s3 import Store
 from berth.seaweed import embedded_store
 from berth.signals import terminate_as_exception
 from berth.store import push_model, stage_model
@@ -41,7 +42,15 @@ def _endpoint(store: dict[str, Any], data_dir: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _prefix(store: dict[str, Any], repo: str) -> str:
+@contextlib.contextmanager
+def opened(store: dict[str, Any], data_dir: str) -> Iterator[Store]:
+    """The bucket of a platform's store (the fields of config.Store); an embedded one runs as long as the block."""
+    with _endpoint(store, data_dir) as endpoint:
+        yield Store(store["bucket"], **endpoint)
+
+
+def model_prefix(store: dict[str, Any], repo: str) -> str:
+    """The keys of a model's objects begin with it."""
     return "/".join(part for part in (store["prefix"].strip("/"), repo) if part)
 
 
@@ -52,7 +61,7 @@ def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, rec
             model_dir=Path(model_dir),
             manifest_path=Path(manifest),
             bucket=store["bucket"],
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             receipt_path=Path(receipt),
             **endpoint,
         )
@@ -63,7 +72,7 @@ def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, da
     with _endpoint(store, data_dir) as endpoint:
         stage_model(
             bucket=store["bucket"],
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             dest=Path(models_dir).expanduser() / repo,
             receipt_path=Path(receipt),
             **endpoint,

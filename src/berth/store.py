@@ -81,7 +81,7 @@ def push_model(
     prefix = _clean(prefix)
     manifest = read_manifest(manifest_path)
     manifest_bytes = manifest_path.read_bytes()
-    _require_bucket(store, create=create_bucket)
+    require_bucket(store, create=create_bucket)
     mode = s3.probe_write(store, prefix)
     with store.client(mode) as client:
         transfer = Transfer(client, store, prefix, max_bandwidth_bytes_s)
@@ -184,8 +184,12 @@ def _clean(prefix: str) -> str:
     return cleaned
 
 
-def _require_bucket(store: s3.Store, *, create: bool) -> None:
-    """Do nothing if the bucket is there or was made."""
+def require_bucket(store: s3.Store, *, create: bool) -> None:
+    """Do nothing if the bucket is there or was made.
+
+    Raises:
+        BerthError: it is missing and `create` is False, or what the store answered.
+    """
     # A listing, because the answer to HEAD has no body and so no reason.
     with store.client("when_required") as client:
         try:

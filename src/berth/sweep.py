@@ -14,6 +14,7 @@ from berth.errors import BerthError
 from berth.launch import Deployed, prepare
 from berth.lease import LeaseLost, lease
 from berth.measure import PointFailed, Session
+from berth.nodemodel import with_node_model
 from berth.processes import new_token
 from berth.progress import SweepProgress, span
 from berth.ready import PortTaken
@@ -41,6 +42,7 @@ class SweepRequest:
     """Everything that one sweep is told: plain values, so that Snakemake can hand them to its job.
 
     `definition` is the spec in full; `levels` are all levels of the benchmark, measured or not. Times are in seconds.
+    A server that is kept up is started from one too: without a dataset, and with `logs` as the folder of its logs.
     """
 
     experiment: str
@@ -61,6 +63,7 @@ class SweepRequest:
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""
+    logs: str = ""
 
     @property
     def id(self) -> RunId:
@@ -107,14 +110,18 @@ def _sweep(request: SweepRequest) -> None:
             return
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
         deployed = prepare(request, host)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(_end_containers, held, request)
             # Where the server is on several nodes, the agent of each looks at its own.
             if not deployed.spread:
+                deployed = stack.enter_context(with_node_model(deployed))
                 deployed.check_node(token)
             _Sweep(request, spool, held, token, deployed).run(missing)
-        finally:
-            with uninterrupted():
-                held.end_containers(grace_s=request.settings["stop_grace_s"])
+
+
+def _end_containers(held: Lease, request: SweepRequest) -> None:
+    with uninterrupted():
+        held.end_containers(grace_s=request.settings["stop_grace_s"])
 
 
 @dataclass
