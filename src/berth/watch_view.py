@@ -135,9 +135,9 @@ def _server(seen: RunSeen, now_s: float) -> str:
         return f"the sweep on {where} is dead; start Snakemake again, and it goes on from what is done"
     if seen.state == "silent":
         return f"no sign of life from {where} for {span(seen.silent_s)}: dead, paused, or cut off from these files"
-    since = f" since {span(max(0.0, now_s - standing.since_s))}" if standing else f", sweep since {holder.acquired}"
+    since = f" for {span(max(0.0, now_s - standing.since_s))}" if standing else f", sweep since {holder.acquired}"
     restarted = f", started for the {standing.instance}. time" if standing and standing.instance > 1 else ""
-    told = {"ready": "between two points, up", "measuring": "measuring, up"}.get(seen.state, seen.state)
+    told = {"ready": "between two points, ready", "measuring": "measuring, ready"}.get(seen.state, seen.state)
     return f"{told}{since} on {where}{restarted}"
 
 

@@ -90,7 +90,7 @@ def test_running_sweep_is_told(sweep: tuple[Spool, SweepProgress]) -> None:
     text = "\n".join(shown(spool)).replace("\u00a0", " ")
     assert "1 run: 1 measuring; 2 points done, 1 failed, 2 to go; about 1 min 12 s left in all" in text
     assert "mine on hops, run 1 (0123456789)" in text
-    assert re.search(r"server +measuring, up since .* on .*, started for the 2\. time", text)
+    assert re.search(r"server +measuring, ready for .* on .*, started for the 2\. time", text)
     assert re.search(
         r"point +concurrency 8: █+░+ 40/64 requests \(62%\) in 20 s, 2\.00 requests/s, about 12 s left", text
     )
