@@ -25,10 +25,12 @@ REAL = (
         "test_air_gap",
         "test_sweep_apptainer::test_the_real_vllm",
         "test_recipe_vllm",
+        "test_access_nginx::test_vllm_behind_it",
         "test_image_build::test_the_image_runs_vllm",
     ),
     (
         "test_only_missing",
+        "test_custody_rule",
         "test_faults_server",
         "test_serve_vllm",
         "test_client_vllm",
@@ -39,6 +41,7 @@ REAL = (
 # What else is long, so that no worker has one of them left at the end. Most of it waits rather than computes.
 LONG = (
     "test_slurm_sweeps",
+    "test_slurm_serve",
     "test_slurm_accounting",
     "test_slurm_nodes",
     "test_slurm_before",
@@ -49,6 +52,7 @@ LONG = (
     "test_images",
     "test_store",
     "test_hub",
+    "test_serve_local",
     "test_slurm_private",
     "test_sweep_apptainer",
     "test_nodes_podman",

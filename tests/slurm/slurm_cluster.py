@@ -249,12 +249,17 @@ def started(workspace: SlurmWorkspace) -> Iterator[subprocess.Popen[bytes]]:
         running.wait()
 
 
-def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None:
-    """Let the experiment `local` run on the cluster with the stand-in for vLLM, on four GPUs of a node."""
-    stage_standin(workspace, "hops")
+def use_standin(
+    workspace: Workspace, runs: int, levels: list[int], platform: str = "hops", accelerators: int = 4
+) -> None:
+    """Let the experiment `local` run on the cluster with the stand-in for vLLM, on four GPUs of a node.
+
+    With `platform` local it runs on this machine. What staging would have brought stands there with its receipts.
+    """
+    stage_standin(workspace, platform)
 
     def change(config: dict[str, Any]) -> None:
-        config["deployments"]["tiny-local"].update(platform="hops", tensor_parallel=4)
+        config["deployments"]["tiny-local"].update(platform=platform, tensor_parallel=accelerators)
         config["benchmarks"]["demo"].update(num_prompts=8, concurrency=levels, warm_up_prompts=0)
         config["experiments"] = {"local": {**config["experiments"]["local"], "runs": runs}}
         config["sweep"] = {**config["sweep"], "client_mode": "process", "stop_grace_s": 3, "point_stall_s": 600}
