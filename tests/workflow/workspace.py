@@ -203,7 +203,7 @@ def point_starts(workspace: Workspace, level: int) -> bool:
     return f"concurrency {level}: point" in run_log(workspace)
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 180.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 480.0) -> Any:
     """The first true value of a condition. The limit is a safeguard against a hanging test, not a measurement."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
