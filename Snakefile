@@ -62,6 +62,7 @@ include: "workflow/rules/serve.smk"
 include: "workflow/rules/doctor.smk"
 include: "workflow/rules/exchange.smk"
 include: "workflow/rules/custody.smk"
+include: "workflow/rules/bundle.smk"
 
 
 onstart:

@@ -74,6 +74,8 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         model=raw.get("model", ""),
         point=raw.get("point", ""),
         quick=_true(raw, "quick"),
+        bundle=raw.get("bundle", ""),
+        bundle_wheels=_true({"bundle_wheels": True} | raw, "bundle_wheels"),
     )
     _check_references(config, recipes)
     return config
