@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from berth.access_settings import Access
+
 if TYPE_CHECKING:
     from berth.kubernetes import Kubernetes
 
@@ -224,6 +226,7 @@ class Platform:
     modules: tuple[str, ...] = ()
     network: Network | None = None
     kubernetes: Kubernetes | None = None
+    access: Access = field(default_factory=Access)
     node_models_dir: str = ""
     node_models: NodeModels | None = None
 
@@ -306,6 +309,22 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class ServiceSettings:
+    """How served deployments are kept up: see docs/serve.md."""
+
+    minutes: int = 1440
+    margin_s: float = 300.0
+    drain_s: float = 60.0
+    quick_s: float = 300.0
+    backoff_s: float = 10.0
+    backoff_max_s: float = 1800.0
+    restarts: int = 50
+    poll_s: float = 5.0
+    check_s: float = 5.0
+    unhealthy_s: float = 120.0
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration."""
 
@@ -317,11 +336,14 @@ class Config:
     benchmarks: dict[str, Benchmark]
     experiments: dict[str, Experiment]
     sweep: SweepSettings
+    services: ServiceSettings
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
+    deployment: str = ""
+    until: str = ""
     share: tuple[str, ...] = ()
     dry_run: bool = False
     model: str = ""

@@ -21,7 +21,7 @@ from berth.errors import BerthError
 from berth.launch import further_secrets
 from berth.nodes import agent_starts, step_environment
 from berth.processes import end_processes, spawn
-from berth.serve import Launch, ServerDied, held, serve
+from berth.serve import Launch, ServerDied, held, serve, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -121,6 +121,11 @@ class NodesServer:
     def own_sockets(self) -> frozenset[str]:
         """The server's own among them."""
         return self.listening() & {"own"}
+
+    def drain(self, limit_s: float) -> bool:
+        """Ask the first node's process, which answers requests, to end when it has answered those in flight."""
+        self._order(do="drain")
+        return wait_for_end(self.alive, limit_s)
 
     def meter(self, _own_paths: Sequence[str]) -> Meter:
         """Tells whether any node gets on; the agents sample."""

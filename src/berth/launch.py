@@ -132,7 +132,8 @@ class Deployed:
         resolved = self.resolved(self.request.platform_settings["ports"][0], token)
         container = resolved.container
         check_node(self.on, container, self.model_dir, platform=self.request.platform)
-        if self.on.runtime == "process":
+        # The trial runs the Python that the recipe names for its client; a service without one is tried by its start.
+        if self.on.runtime == "process" or not self.recipe.clients:
             return
         self._write_files(resolved)
         model = next((mount.target for mount in container.mounts if mount.source == str(self.model_dir)), "/")
@@ -281,7 +282,6 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     """
     model = _receipt(request.model_receipt)
     image = _receipt(request.image_receipt)
-    dataset = _receipt(request.dataset_receipt)
     _same_model(request, model)
     wanted = request.definition["image"]["digest"]
     if wanted and wanted not in (image["digest"], image.get("index_digest")):
@@ -293,10 +293,13 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     check_certificates(network.ca_bundle, f"config/platforms/{request.platform}.yaml")
     require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
-    dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
-    for path, receipt in ((model_dir, request.model_receipt), (dataset_path, request.dataset_receipt)):
-        if not path.exists():
-            raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
+    _require_there(model_dir, request.model_receipt)
+    dataset: dict[str, Any] = {}
+    dataset_path = Path()
+    if request.dataset_receipt:
+        dataset = _receipt(request.dataset_receipt)
+        dataset_path = Path(request.dataset_receipt).parent / dataset["path"]
+        _require_there(dataset_path, request.dataset_receipt)
     scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
     scratch = scratch_dir / "berth" / request.id.key
     try:
@@ -315,11 +318,16 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
         env=host.environ,
         program=host.podman,
     )
-    logs = Path(request.results) / "logs" / "server" / request.id.key
+    logs = Path(request.logs) if request.logs else Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
     custody = custody_of(request.model_receipt, model, dataset, model_dir)
-    return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs, custody=custody)
+    return Deployed(request, host, recipe, image, model_dir, dataset_path.absolute(), scratch, logs, custody=custody)
+
+
+def _require_there(path: Path, receipt: str) -> None:
+    if not path.exists():
+        raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
 
 
 def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:

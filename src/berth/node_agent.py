@@ -4,6 +4,7 @@ Standard input, one JSON object per line, the same for all nodes:
     {"do": "prepare", "request": SweepRequest as JSON, "silence_s": float}
     {"do": "start", "head_address": str, "port": int, "cluster_port": int, "addresses": {name: address}}
     {"do": "ping", "number": int}
+    {"do": "drain"}    the process that answers requests ends when it has answered those in flight
     {"do": "pin"}      the server is ready: whoever listens on its port now is the server
     {"do": "stop"}
 Standard output, messages in the lines of agent_lines:
@@ -214,6 +215,8 @@ class Agent:
             wait_s = 0.0
             if order["do"] == "ping":
                 self._tell(event="pong", number=order["number"])
+            elif order["do"] == "drain" and self._rank == 0 and self._servers:
+                self._servers[-1].ask_to_end()
             elif order["do"] == "pin":
                 self._meter = None
                 if self._rank == 0 and self._servers:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import getpass
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from berth import access_settings
 from berth._schema import check, load_yaml, nearest
 from berth.config import (
     Accelerator,
@@ -24,6 +26,7 @@ from berth.config import (
     RecipeSettings,
     Registry,
     RuntimeSettings,
+    ServiceSettings,
     Slurm,
     Staging,
     Store,
@@ -69,6 +72,9 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=_true(raw, "partial"),
         select=tuple(raw.get("select", ())),
+        services=ServiceSettings(**raw.get("services", {})),
+        deployment=raw.get("deployment", ""),
+        until=raw.get("until", ""),
         share=tuple(raw.get("share", ())),
         dry_run=_true(raw, "dry_run"),
         model=raw.get("model", ""),
@@ -82,8 +88,11 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
 
 
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
-    # An empty section in YAML is null; it means the same as leaving it out.
-    return {key: value for key, value in raw.items() if value is not None}
+    # An empty section in YAML is null; it means the same as leaving it out. YAML makes a time of some texts.
+    given = {key: value for key, value in raw.items() if value is not None}
+    if isinstance(given.get("until"), date):
+        given["until"] = given["until"].isoformat()
+    return given
 
 
 def _true(raw: dict[str, Any], key: str) -> bool:
@@ -160,6 +169,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
         modules=tuple(value.get("modules", ())),
         kubernetes=settings_of(value, file),
+        access=access_settings.settings_of(value, file),
     )
 
 

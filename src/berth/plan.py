@@ -20,7 +20,7 @@ from berth.spec import Definition, Unmeasurable, define, image_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from berth.config import Benchmark, Config, Deployment, Experiment
+    from berth.config import Benchmark, Config, Deployment, Experiment, Platform
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # Published sets hold one number per point: output tokens per second.
@@ -164,23 +164,7 @@ class Plan:
             "deployment": asdict(deployment),
             "benchmark": asdict(found.benchmark),
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
-            "platform_settings": {
-                "accelerator": asdict(settings.accelerator),
-                "runtime": settings.runtime,
-                "host": settings.host,
-                "ports": list(settings.ports),
-                "scratch_dir": settings.scratch_dir,
-                "scheduler": settings.scheduler,
-                "interface": settings.interface,
-                "hosts": [asdict(host) for host in settings.hosts],
-                "step_options": step_options(deployment, settings),
-                "warn_s": settings.queue.warn_s if settings.queue else 0,
-                "modules": list(settings.modules),
-                "options": list(settings.container.options),
-                "storage": settings.container.storage,
-                "network": asdict(settings.network or Network()),
-                "node_models": settings.node_copies,
-            },
+            "platform_settings": platform_settings(deployment, settings),
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,
             "results": config.results,
@@ -198,6 +182,27 @@ class Plan:
     def image_request(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """The fields of image_request.ImageRequest; empty where the image is an environment."""
         return request_of(self.image(platform, recipe, version), recipe, self.config.platforms[platform])
+
+
+def platform_settings(deployment: Deployment, settings: Platform) -> dict[str, Any]:
+    """What a job is told of its platform, as plain values."""
+    return {
+        "accelerator": asdict(settings.accelerator),
+        "runtime": settings.runtime,
+        "host": settings.host,
+        "ports": list(settings.ports),
+        "scratch_dir": settings.scratch_dir,
+        "scheduler": settings.scheduler,
+        "interface": settings.interface,
+        "hosts": [asdict(host) for host in settings.hosts],
+        "step_options": step_options(deployment, settings),
+        "warn_s": settings.queue.warn_s if settings.queue else 0,
+        "modules": list(settings.modules),
+        "options": list(settings.container.options),
+        "storage": settings.container.storage,
+        "network": asdict(settings.network or Network()),
+        "node_models": settings.node_copies,
+    }
 
 
 def make_plan(config: Config, root: Path) -> Plan:

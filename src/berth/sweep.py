@@ -42,6 +42,7 @@ class SweepRequest:
     """Everything that one sweep is told: plain values, so that Snakemake can hand them to its job.
 
     `definition` is the spec in full; `levels` are all levels of the benchmark, measured or not. Times are in seconds.
+    A server that is kept up is started from one too: without a dataset, and with `logs` as the folder of its logs.
     """
 
     experiment: str
@@ -62,6 +63,7 @@ class SweepRequest:
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""
+    logs: str = ""
 
     @property
     def id(self) -> RunId:
