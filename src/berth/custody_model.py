@@ -232,7 +232,7 @@ class _Files:
             self.chain.add(name, "cannot be checked", f"{folder} is not here: {absent}")
             return
         problems = tree_problems(folder, self.manifest, checksums=not self.quick)
-        fine = f"{folder}, {_count(self.manifest)} {'by size' if self.quick else 'by SHA-256'}"
+        fine = f"{folder}, {len(self.manifest.files)} files {'by size' if self.quick else 'by SHA-256'}"
         self.chain.compared(name, [f"{folder}/{each.path} {each.detail}" for each in problems], fine)
 
 
@@ -265,7 +265,7 @@ def _objects(chain: Chain, places: ModelPlaces, store: s3.Store, manifest: Manif
         chain.add("objects in the store", "cannot be checked", str(error))
         return
     how = "by size and kept SHA-256" if places.quick else "read again, by SHA-256"
-    chain.compared("objects in the store", problems, f"{store}, {places.prefix}/: {_count(manifest)} {how}")
+    chain.compared("objects in the store", problems, f"{store}, {places.prefix}/: {len(manifest.files)} files {how}")
 
 
 def _object_checker(client: Any, store: s3.Store, places: ModelPlaces) -> Callable[[FileEntry], str | None]:
@@ -295,7 +295,3 @@ def _digest(body: Any) -> str:
     for chunk in body.iter_chunks(_CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _count(manifest: Manifest) -> str:
-    return f"{len(manifest.files)} files"
