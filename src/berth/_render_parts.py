@@ -191,7 +191,8 @@ def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
     text = ""
     if rendering.recipe.expects.models_dir:
         text = must(
-            f"[ -d {quote(str(rendering.model_dir))} ]", f"no model at {rendering.model_dir}: run stage.sh model"
+            f"[ -d {quote(str(rendering.served_dir))} ]",
+            f"no model at {rendering.served_dir}: run stage.sh {'node' if rendering.platform.node_models_dir else 'model'}",
         )
     if rendering.platform.runtime != "podman":
         path = quote(str(rendering.image_path))
