@@ -35,7 +35,7 @@ class BundleRequest:
     """What is packed, as plain values.
 
     `images` have recipe, version and the image as spec.Definition has it; `wheels` says whether Python's packages come
-    along. `results` is relative to `root`, the checkout.
+    along. `results` is relative to `root`, the checkout. `in_pods`: models are served by pods, from the site's store.
     """
 
     bundle: str
@@ -46,6 +46,7 @@ class BundleRequest:
     datasets: list[str]
     images: list[dict[str, Any]]
     wheels: bool = True
+    in_pods: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,9 @@ def _model(found: Contents, request: BundleRequest, name: str, results: Path) ->
     found.members += [Member(f"{place}/files/{e.path}", folder / "files" / e.path, e.sha256) for e in manifest.files]
     found.receipts.append(f"{place}/manifest.json")
     found.members.append(Member(f"{place}/manifest.json", manifest_path))
+    if request.in_pods:
+        found.notes.append(f"Model {name}: push_model brings it into the store of that site, where pods take it from.")
+        return
     # In the place of a push: rule stage_model takes the files from where this says that they are.
     receipt = {
         "schema": 1,

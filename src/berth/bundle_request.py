@@ -38,4 +38,5 @@ def request_of(plan: Plan) -> dict[str, Any]:
             for recipe, version in sorted(images)
         ],
         "wheels": config.bundle_wheels,
+        "in_pods": config.platforms[config.platform].scheduler == "kubernetes",
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
+    from berth.analysis import CompareSettings, StatisticsSettings
     from berth.kubernetes import Kubernetes
 
 
@@ -351,3 +352,10 @@ class Config:
     quick: bool = False
     bundle: str = ""
     bundle_wheels: bool = True
+    experiment: str = ""
+    against: str = ""
+    only_runs: tuple[int, ...] = ()
+    baseline: str = ""
+    imports: str = ""
+    compare: CompareSettings | None = None
+    statistics: StatisticsSettings | None = None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from berth.container_image import stage_container
 from berth.image import default_cache_dir, stage_environment
 from berth.image_request import ImageRequest
+from berth.kubestage import note_image, note_model
 from berth.mirror import mirror_image
 from berth.modules import with_modules
 from berth.pins import LOCKS
@@ -69,11 +70,30 @@ def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, rec
         )
 
 
-def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str, pushed: str) -> None:
+def stage(
+    *,
+    store: dict[str, Any],
+    repo: str,
+    models_dir: str,
+    receipt: str,
+    data_dir: str,
+    pushed: str,
+    in_pods: bool,
+) -> None:
     """Bring a model from the store into `models_dir`/ORG/NAME.
 
-    `pushed` is the receipt of its push, or of a bundle that brought the model without a store.
+    `pushed` is the receipt of push(), or of a bundle that brought the model without a store. `in_pods` says that the
+    folder is one of pods, which bring it themselves.
     """
+    if in_pods:
+        note_model(
+            store=store,
+            prefix=model_prefix(store, repo),
+            dest=f"{models_dir.rstrip('/')}/{repo}",
+            pushed=Path(pushed),
+            receipt=Path(receipt),
+        )
+        return
     unpacked = json.loads(Path(pushed).read_bytes())
     if unpacked["action"] == "unpack":
         stage_unpacked(unpacked, dest=Path(models_dir).expanduser() / repo, receipt_path=Path(receipt))
@@ -141,5 +161,8 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
             )
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
+    if asked.runtime == "kubernetes":
+        note_image(asked, Path(receipt), Path(mirrored) if mirrored else None)
+        return
     with terminate_as_exception(), _modules(asked):
         stage_container(asked, Path(receipt), Path(mirrored) if mirrored else None)

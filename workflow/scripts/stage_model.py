@@ -9,4 +9,5 @@ with script(snakemake.log[0]):
         receipt=snakemake.output.receipt,
         data_dir=snakemake.params.data_dir,
         pushed=snakemake.input.receipt,
+        in_pods=snakemake.params.in_pods,
     )
