@@ -66,6 +66,7 @@ include: "workflow/rules/access.smk"
 include: "workflow/rules/doctor.smk"
 include: "workflow/rules/exchange.smk"
 include: "workflow/rules/custody.smk"
+include: "workflow/rules/bundle.smk"
 
 
 onstart:

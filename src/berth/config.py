@@ -82,6 +82,11 @@ class Store:
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     results_prefix: str = "berth-results"
 
+    @property
+    def for_models(self) -> dict[str, Any]:
+        """What push and stage are told: what says where points are must not make them run again."""
+        return {key: value for key, value in asdict(self).items() if key != "results_prefix"}
+
 
 @dataclass(frozen=True)
 class Registry:
@@ -345,6 +350,8 @@ class Config:
     model: str = ""
     point: str = ""
     quick: bool = False
+    bundle: str = ""
+    bundle_wheels: bool = True
     experiment: str = ""
     against: str = ""
     only_runs: tuple[int, ...] = ()

@@ -388,3 +388,32 @@ def custody_request():
         return request_of(BERTH, PLAN.existing)
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+@cache
+def bundle_request():
+    """What pack_bundle is told: the fields of bundle_contents.BundleRequest as plain values."""
+    from berth.bundle_request import request_of
+
+    try:
+        return request_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def bundle_inputs(w):
+    """What has to be there before it is packed: models as they were downloaded, datasets, images that are files."""
+    asked = bundle_request()
+    return {
+        "models": [
+            f"{RESULTS}/models/{name}/manifest.json" for name in asked["models"]
+        ],
+        "datasets": [
+            f"{RESULTS}/datasets/{name}/receipt.json" for name in asked["datasets"]
+        ],
+        "images": [
+            f"{RESULTS}/images/{BERTH.platform}/{each['recipe']}-{each['version']}.json"
+            for each in asked["images"]
+            if each["image"]["kind"] != "environment"
+        ],
+    }
