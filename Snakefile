@@ -59,6 +59,7 @@ include: "workflow/rules/image.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/figures.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/import.smk"
 include: "workflow/rules/serve.smk"
 include: "workflow/rules/doctor.smk"
 
