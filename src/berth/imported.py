@@ -101,6 +101,7 @@ def imported_row(path: Path) -> dict[str, Any]:
     origin, validity = record["origin"], record["validity"]
     tool = " ".join(word for word in (origin["tool"], origin["tool_version"]) if word)
     values = {name: value for name, value in record["values"].items() if name in BY_NAME}
+    codes = [*(reason["code"] for reason in validity["reasons"]), NOT_CHECKED]
     return {
         **values,
         **record["point"],
@@ -108,7 +109,8 @@ def imported_row(path: Path) -> dict[str, Any]:
         "client": origin["tool"],
         "client_version": origin["tool_version"],
         "status": "failed" if validity["verdict"] == "refused" else "flagged",
-        "reason_codes": ";".join([NOT_CHECKED, *(reason["code"] for reason in validity["reasons"])]),
+        # What figures show is the first: why it was refused, and otherwise that it was not checked.
+        "reason_codes": ";".join(codes if validity["verdict"] == "refused" else codes[::-1]),
         "note": f"Imported, not checked: {origin['file'].rpartition('/')[2]} by {tool or 'an unnamed tool'}.",
     }
 

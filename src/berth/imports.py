@@ -114,20 +114,21 @@ def _records(path: Path, source: Mapping[str, Any], experiment: str, root: Path)
     digest = sha256_file(path)
     shown = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
     records = [_record(path, reading, source, experiment) for reading in readings]
+    stated = source.get("known", {})
     for record, reading in zip(records, readings, strict=True):
         record["origin"] = {
             "file": shown,
             "sha256": digest,
             "entry": reading.entry,
             "format": form,
-            "tool": reading.tool,
-            "tool_version": reading.tool_version or _text(source.get("known", {}).get("client_version")),
+            "tool": reading.tool or _text(stated.get("client")),
+            "tool_version": reading.tool_version or _text(stated.get("client_version")),
         }
         definition = {
             "imported": form,
             **{name: record["values"][name] for name in _DEFINING if name in record["values"]},
         }
-        definition |= {name: value for name, value in (("client", reading.tool),) if value}
+        definition |= {name: value for name, value in (("client", record["origin"]["tool"]),) if value}
         record["definition"] = definition
         record["point"]["spec"] = sha256_text(canonical_json(definition))[:10]
     return [finite({name: record[name] for name in _ORDER}) for record in records]

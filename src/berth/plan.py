@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,18 @@ from berth.errors import BerthError
 from berth.image_request import request_of
 from berth.imported import imported_paths
 from berth.jobs import Jobs
+from berth.kubeplan import release_request
 from berth.parts import levels_of
+from berth.recipes import load_recipe
 from berth.record import peek
+from berth.rendering import Rendering, Use
 from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from berth.config import Benchmark, Config, Deployment, Experiment
+    from berth.config import Benchmark, Config, Deployment, Experiment, Platform
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # Published sets hold one number per point: output tokens per second.
@@ -167,28 +171,30 @@ class Plan:
             "deployment": asdict(deployment),
             "benchmark": asdict(found.benchmark),
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
-            "platform_settings": {
-                "accelerator": asdict(settings.accelerator),
-                "runtime": settings.runtime,
-                "host": settings.host,
-                "ports": list(settings.ports),
-                "scratch_dir": settings.scratch_dir,
-                "scheduler": settings.scheduler,
-                "interface": settings.interface,
-                "hosts": [asdict(host) for host in settings.hosts],
-                "step_options": step_options(deployment, settings),
-                "warn_s": settings.queue.warn_s if settings.queue else 0,
-                "modules": list(settings.modules),
-                "options": list(settings.container.options),
-                "storage": settings.container.storage,
-                "network": asdict(settings.network or Network()),
-            },
+            "platform_settings": platform_settings(deployment, settings),
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,
             "results": config.results,
             "settings": asdict(config.sweep),
             "restarts": found.experiment.restarts,
+            "kubernetes": release_request(self.rendering(found)) if settings.kubernetes else {},
         }
+
+    def rendering(self, run: Run) -> Rendering:
+        """The deployment of a run as it would run, for this run's benchmark."""
+        config, deployment = self.config, run.deployment
+        results = self.root / config.results
+        dataset = results / "datasets" / run.benchmark.dataset / "sharegpt.json"
+        return Rendering(
+            deployment=deployment,
+            platform=config.platforms[deployment.platform],
+            model=config.models[deployment.model],
+            recipe=load_recipe(self.root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml"),
+            uses=(Use(run.experiment, asdict(run.benchmark), dataset, run.definition),),
+            root=self.root,
+            results=results,
+            python=sys.version_info[:2],
+        )
 
     def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """Reference, digest and kind of the image of a recipe's version on a platform."""
@@ -200,6 +206,27 @@ class Plan:
     def image_request(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """The fields of image_request.ImageRequest; empty where the image is an environment."""
         return request_of(self.image(platform, recipe, version), recipe, self.config.platforms[platform])
+
+
+def platform_settings(deployment: Deployment, settings: Platform) -> dict[str, Any]:
+    """What a job is told of its platform, as plain values."""
+    return {
+        "accelerator": asdict(settings.accelerator),
+        "runtime": settings.runtime,
+        "host": settings.host,
+        "ports": list(settings.ports),
+        "scratch_dir": settings.scratch_dir,
+        "scheduler": settings.scheduler,
+        "interface": settings.interface,
+        "hosts": [asdict(host) for host in settings.hosts],
+        "step_options": step_options(deployment, settings),
+        "warn_s": settings.queue.warn_s if settings.queue else 0,
+        "modules": list(settings.modules),
+        "options": list(settings.container.options),
+        "storage": settings.container.storage,
+        "network": asdict(settings.network or Network()),
+        "node_models": settings.node_copies,
+    }
 
 
 def make_plan(config: Config, root: Path) -> Plan:

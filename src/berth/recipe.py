@@ -115,6 +115,15 @@ class Client:
 
 
 @dataclass(frozen=True)
+class Drain:
+    """The flag that gives requests in flight time after TERM, in whole seconds, in the versions of `span`."""
+
+    span: Span
+    flag: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class MultiNode:
     """How one server spans several nodes, in the versions of `span`. The three commands are those of a Ray cluster."""
 
@@ -161,6 +170,7 @@ class Recipe:
     server_key: str = ""
     client_key: str = ""
     further_secrets: dict[str, str] = field(default_factory=dict)
+    drains: tuple[Drain, ...] = ()
 
     def version(self, name: str) -> ServiceVersion:
         """One version.
@@ -200,6 +210,10 @@ class Recipe:
             if client.span.has(version):
                 return client
         raise BerthError(f"{self.file}: client: there is none for version {version}. Add one under `client`.")
+
+    def drain(self, version: str) -> Drain | None:
+        """The flag by which a version is told how long requests in flight may take; None where it needs none."""
+        return next((drain for drain in self.drains if drain.span.has(version)), None)
 
     def check_inputs(self, given: Mapping[str, str], where: str) -> None:
         """Do nothing if exactly the recipe's inputs are given; `where` is the key that holds them.

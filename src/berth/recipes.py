@@ -14,6 +14,7 @@ from berth.recipe import (
     STANDARD_VALUES,
     AcceleratorKind,
     Client,
+    Drain,
     Expectations,
     File,
     Image,
@@ -73,6 +74,7 @@ def _read(path: Path, _mtime_ns: int, _size: int) -> Recipe:
         server_key=secrets.get("server_key", ""),
         client_key=secrets.get("client_key", ""),
         further_secrets=dict(secrets.get("further", {})),
+        drains=tuple(Drain(_span(value), value["flag"], value["reason"]) for value in raw.get("drain", ())),
     )
     _check_patterns(recipe)
     _check_templates(recipe, raw)

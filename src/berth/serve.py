@@ -6,9 +6,10 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from berth import sockets
 from berth.activity import ActivityMeter
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _PORT_FREE_S = 10.0
 _STOP_PATIENCE_S = 30.0
+_DRAIN_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,16 @@ class Running(Protocol):
         """Name and address of its nodes, where they are not this one alone."""
 
     @property
+    def copies(self) -> list[dict[str, Any]]:
+        """What its nodes told of the model on their own disks, where they are not this one alone."""
+
+    @property
     def base_url(self) -> str:
         """Its address without a path."""
+
+    @property
+    def client_url(self) -> str:
+        """The same as the benchmark client reaches it."""
 
     def alive(self) -> bool:
         """Whether everything that was started still runs. Cheap: it is asked several times a second."""
@@ -101,6 +111,9 @@ class Running(Protocol):
     def own_sockets(self) -> frozenset[str]:
         """Those that are its own."""
 
+    def drain(self, limit_s: float) -> bool:
+        """Ask it to answer what it has begun and to end, and wait for that; whether it has ended in time."""
+
     def meter(self, own_paths: Sequence[str]) -> Meter:
         """Tells whether it gets on."""
 
@@ -117,7 +130,11 @@ class ServerDied(BerthError):  # noqa: N818 - what happened, as sweeps report it
 
     kind = "crash"
 
-    def __init__(self, diagnosis: Diagnosis, log_path: Path, returncode: int | None = None) -> None:
+    def __init__(
+        self, diagnosis: Diagnosis, log_path: Path, returncode: int | None = None, *, replaced: bool = False
+    ) -> None:
+        # Another one runs in its place already.
+        self.replaced = replaced
         # Shells and container runtimes give a signal as 128 and its number.
         self.signalled = returncode is not None and (returncode < 0 or returncode > 128)
         self.cause = diagnosis.cause
@@ -163,10 +180,20 @@ class Server:
         return []
 
     @property
+    def copies(self) -> list[dict[str, Any]]:
+        """None: who started it knows."""
+        return []
+
+    @property
     def base_url(self) -> str:
         """The address of the server without a path, such as "http://127.0.0.1:8000"."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.launch.host, self.launch.host)  # noqa: S104
         return f"http://[{host}]:{self.launch.port}" if ":" in host else f"http://{host}:{self.launch.port}"
+
+    @property
+    def client_url(self) -> str:
+        """The same: the client is on this node."""
+        return self.base_url
 
     @property
     def returncode(self) -> int | None:
@@ -232,6 +259,19 @@ class Server:
             diagnosis = replace(diagnosis, cause=f"{cause} {diagnosis.cause}")
         return ServerDied(diagnosis, self.log_path, self.returncode)
 
+    def ask_to_end(self) -> None:
+        """Send TERM to the process that was started, and to no other: its workers are needed for requests in flight."""
+        if self.alive():
+            os.kill(self.pid, signal.SIGTERM)
+
+    def drain(self, limit_s: float) -> bool:
+        """Ask the server to answer what it has begun and to end, and wait for that; whether it has ended in time.
+
+        `podman run` and the guard of Apptainer hand TERM on to the server.
+        """
+        self.ask_to_end()
+        return wait_for_end(self.alive, limit_s)
+
     def take_down(self, *, grace_s: float) -> None:
         """End the server with all its processes, remove its shared memory, and see that its port is free.
 
@@ -266,6 +306,16 @@ class Server:
         # The token must not be in it, or the command would count as a process of the server.
         env = {name: value for name, value in self.launch.env.items() if name != TOKEN_VARIABLE}
         tell_failed_stop(command, ask(*command, environ=env, timeout_s=grace_s + _STOP_PATIENCE_S))
+
+
+def wait_for_end(alive: Callable[[], bool], limit_s: float) -> bool:
+    """Whether a server ended within `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_DRAIN_POLL_S)
+    return True
 
 
 def serve(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from berth._curves import curves
 from berth.errors import BerthError
 from berth.fsio import sha256_file
 from berth.imported import imported_paths, read_imported
@@ -211,7 +212,7 @@ def test_a_point_without_tokens_or_with_failed_requests_is_refused(tmp_path: Pat
     assert record["validity"]["verdict"] == "refused"
     assert reasons(record) == ["failed_requests", "zero_tokens"]
     (row,) = tidy_records([], [], imported=imported_paths(tmp_path / "results", ["local"])).to_dict(orient="records")
-    assert (row["status"], row["reason_codes"]) == ("failed", "imported_not_checked;failed_requests;zero_tokens")
+    assert (row["status"], row["reason_codes"]) == ("failed", "failed_requests;zero_tokens;imported_not_checked")
 
 
 @pytest.mark.parametrize(
@@ -295,3 +296,18 @@ def test_imported_points_are_drawn_and_counted_and_never_measured(tmp_path: Path
     )
     assert source.rows["output_throughput_tok_s"].tolist() == [344.73]
     assert "1 of its points are imported" in source.words
+
+
+def test_a_figure_says_which_tool_a_curve_was_imported_from(tmp_path: Path) -> None:
+    """Curves of one platform by two tools have the tools' names in the legend, and the one measured here has none."""
+    csv = "concurrency,output_throughput_tok_s\n4,340\n"
+    imported(
+        tmp_path,
+        {"files": [wrote(tmp_path, VLLM_0_9_1)]},
+        {"files": [wrote(tmp_path, csv, "theirs.csv")], "known": {"client": "abench"}},
+    )
+    table = tidy_records([], [], imported=imported_paths(tmp_path / "results", ["local"]))
+    assert {curve.label for curve in curves(table)} == {
+        "Hops run 1, imported from vllm-bench",
+        "Hops run 1, imported from abench",
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from leaks import SECRETS, Watch
 from workspace import Workspace
 
 from berth.errors import BerthError
@@ -30,10 +31,17 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def measured(image: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace whose experiment is complete: three points of one run."""
-    workspace = Workspace.create(tmp_path_factory.mktemp("workflow") / "measured")
-    workspace.run()
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """What the command lines of all processes showed while `measured` was made."""
+    return Watch(tmp_path_factory.mktemp("workflow") / "measured", SECRETS.values())
+
+
+@pytest.fixture(scope="session")
+def measured(image: None, watch: Watch) -> Workspace:
+    """A workspace whose experiment is complete: three points of one run, made with secrets in the environment."""
+    workspace = Workspace.create(watch.folder)
+    with watch:
+        workspace.run(**SECRETS)
     return workspace
 
 
