@@ -12,6 +12,8 @@ from berth.published import find_figure
 from berth.tidy import read_tidy, tidy_records, write_tidy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from berth.plan import Plan
 
 
@@ -19,11 +21,11 @@ def tidy(
     *,
     records: list[str],
     failures: list[str],
-    imported: list[str],
     not_run: list[dict[str, Any]],
     labels: dict[str, str],
     parquet: str,
     csv: str,
+    imported: Sequence[str] = (),
 ) -> None:
     """Write one row per point from the records' paths; `not_run` are rows of points that a run did not reach."""
     paths = [[Path(path) for path in each] for each in (records, failures, imported)]
