@@ -17,6 +17,9 @@ from slurm_cluster import (
     wait_until,
 )
 
+from berth.accounting import parse_sacct, sacct_argv
+from berth.record import read_record
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -53,6 +56,12 @@ def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path) -> None:
     assert by_run(workspace.points()) == {UNTOUCHED: LEVELS}
     assert by_run(workspace.spooled())[KILLED] == LEVELS[:1]
     assert sorted(states(accounted)) == ["COMPLETED|1|research|batch|normal", "TIMEOUT|1|research|batch|normal"]
+
+    # The costs of jobs are read from the real sacct; their ids are in the records.
+    ids = {record["server"]["job_id"] for record in map(read_record, workspace.points().values())}
+    jobs = parse_sacct(accounted("env", "SLURM_TIME_FORMAT=%s", *sacct_argv(sorted(ids))))
+    assert set(jobs) == ids
+    assert all(job.ended and job.submitted <= job.started <= job.ended for job in jobs.values())
 
     kept = next(workspace.path.glob(f"results/spool/**/run{KILLED}/c1.json")).read_bytes()
     set_standin(workspace, hold=(), stubborn=())
