@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from berth import programs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +38,13 @@ def jobs_of_slurm(ids: Iterable[str]) -> dict[str, JobTime]:
         return {}
     # sacct(1): with this format times are seconds since 1970, whatever the time zone.
     env = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    argv = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={_FIELDS}", f"--jobs={','.join(wanted)}"]
     try:
-        told = programs.run(sacct_argv(wanted), env=env).decode(errors="replace")
+        told = programs.run(argv, env=env).decode(errors="replace")
     except (programs.ProgramMissing, programs.ProgramFailed) as error:
         logger.info("What jobs waited and held is not known: %s", str(error).splitlines()[0])
         return {}
     return parse_sacct(told)
-
-
-def sacct_argv(ids: Sequence[str]) -> list[str]:
-    """How sacct is asked for jobs, with SLURM_TIME_FORMAT=%s in its environment."""
-    return ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={_FIELDS}", f"--jobs={','.join(ids)}"]
 
 
 def parse_sacct(told: str) -> dict[str, JobTime]:

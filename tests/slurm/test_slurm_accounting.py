@@ -17,7 +17,7 @@ from slurm_cluster import (
     wait_until,
 )
 
-from berth.accounting import parse_sacct, sacct_argv
+from berth.accounting import jobs_of_slurm
 from berth.record import read_record
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def states(cluster: Slurm) -> list[str]:
     return cluster("sacct", "-X", "-n", "-P", "--starttime=now-1hour", fields).splitlines()
 
 
-def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path) -> None:
+def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs side by side in the account of the platform file; one is killed by its walltime, and then resumed.
 
     Its server is deaf to TERM, so that the sweep that was warned cannot end in time: Slurm kills everything.
@@ -59,7 +59,9 @@ def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path) -> None:
 
     # The costs of jobs are read from the real sacct; their ids are in the records.
     ids = {record["server"]["job_id"] for record in map(read_record, workspace.points().values())}
-    jobs = parse_sacct(accounted("env", "SLURM_TIME_FORMAT=%s", *sacct_argv(sorted(ids))))
+    for name, value in accounted.environment.items():
+        monkeypatch.setenv(name, value)
+    jobs = jobs_of_slurm(ids)
     assert set(jobs) == ids
     assert all(job.ended and job.submitted <= job.started <= job.ended for job in jobs.values())
 
