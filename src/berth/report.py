@@ -108,6 +108,7 @@ def what_there_is(plan: Plan) -> dict[str, Any]:
         "results": results,
         "records": [f"{results}/points/{key}.json" for key in sorted(plan.existing)],
         "failures": [f"{results}/failures/{key}.json" for key in plan.failures],
+        "imported": [str(path) for path in plan.imported],
         "not_run": plan.not_run,
         "labels": {name: platform.label for name, platform in config.platforms.items()},
         "published_dir": config.published_dir,
@@ -121,6 +122,7 @@ def report_what_there_is(
     results: str,
     records: list[str],
     failures: list[str],
+    imported: list[str],
     not_run: list[dict[str, Any]],
     labels: dict[str, str],
     published_dir: str,
@@ -137,6 +139,7 @@ def report_what_there_is(
     tidy(
         records=records,
         failures=failures,
+        imported=imported,
         not_run=not_run,
         labels=labels,
         parquet=str(table),
