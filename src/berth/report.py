@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import __version__
-from berth.draw import tidy
 from berth.fsio import sha256_file, write_text
 from berth.report_data import Asked, for_page, kinds_for_page, shown
 from berth.report_page import page
 from berth.report_provenance import read_provenance, write_provenance
 from berth.report_sections import counts, findings, ratios, section, span
 from berth.report_tables import comparison, doubts, packed, runs
-from berth.tidy import read_tidy
+from berth.tidy import read_tidy, tidy_records, write_tidy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,15 +133,9 @@ def report_what_there_is(
     """
     folder = Path(results)
     table, origin = folder / "tidy" / "points.parquet", folder / "tidy" / "provenance.json"
-    tidy(
-        records=records,
-        failures=failures,
-        not_run=not_run,
-        labels=labels,
-        parquet=str(table),
-        csv=str(table.with_suffix(".csv")),
-    )
-    write_provenance(map(Path, records), map(Path, failures), origin)
+    measured, failed = ([Path(path) for path in paths] for paths in (records, failures))
+    write_tidy(tidy_records(measured, failed, not_run, labels), table, table.with_suffix(".csv"))
+    write_provenance(measured, failed, origin)
     report(
         table=str(table),
         provenance=str(origin),
