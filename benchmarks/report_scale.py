@@ -65,6 +65,7 @@ def measure(points: int, *, browser: bool) -> dict[str, float]:
             published_dir="",
             experiments=[mine],
             profiles={},
+            comparisons=[],
             output=str(page),
         )
         clock.lap("report_s")

@@ -129,6 +129,7 @@ def make_report(folder: Path, made: list[dict[str, Any]], **more: Any) -> Path:
         published_dir=str(ROOT / "data" / "published"),
         experiments=[mine],
         profiles={"hops": "profiles/hops"},
+        comparisons=[str(path) for path in sorted(folder.glob("*comparison.json"))],
         output=str(page),
     )
     return page

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth import __version__
 from berth.fsio import sha256_file, write_text
+from berth.report_belief import CONFIDENCE, agreements, spread, verdicts
 from berth.report_data import Asked, for_page, kinds_for_page, shown
 from berth.report_page import page
 from berth.report_provenance import read_provenance, write_provenance
@@ -30,9 +31,12 @@ def report(
     published_dir: str,
     experiments: Sequence[Mapping[str, Any]],
     profiles: Mapping[str, str],
+    comparisons: Sequence[str],
     output: str,
 ) -> None:
     """Write the page. `experiments` are fields of `report_data.Asked`; `profiles` are profiles by platform.
+
+    `comparisons` are files that `snakemake compare` wrote.
 
     The same files give the same bytes.
 
@@ -47,6 +51,7 @@ def report(
         "comparison": [row for each in each_shown for row in comparison(each)],
         "doubts": found,
         "runs": [row for each in each_shown for row in runs(each, origin)],
+        "spread": [row for each in each_shown for row in spread(each)],
     }
     context = {
         "version": __version__,
@@ -60,6 +65,9 @@ def report(
         "findings": findings(found),
         "compared": bool(tables["comparison"]),
         "ran": bool(tables["runs"]),
+        "agreements": agreements(tables["spread"]),
+        "confidence": f"{CONFIDENCE:.0%}",
+        "verdicts": verdicts(map(Path, comparisons)),
     }
     data = {
         "kinds": kinds_for_page(),
@@ -100,6 +108,12 @@ def profiles_of(plan: Plan) -> dict[str, str]:
     return {name: profile for name, profile in sorted(named.items()) if (plan.root / profile).is_dir()}
 
 
+def comparisons_of(plan: Plan) -> list[str]:
+    """The outcomes of comparisons that were run."""
+    found = (plan.root / plan.config.results / "compare").glob("*/*/comparison.json")
+    return sorted(path.relative_to(plan.root).as_posix() for path in found)
+
+
 def what_there_is(plan: Plan) -> dict[str, Any]:
     """What `report_what_there_is` is told, as plain values, so that Snakemake can hand them to its job."""
     config, results = plan.config, plan.config.results
@@ -112,6 +126,7 @@ def what_there_is(plan: Plan) -> dict[str, Any]:
         "published_dir": config.published_dir,
         "experiments": asked_of(plan, missing=True),
         "profiles": profiles_of(plan),
+        "comparisons": comparisons_of(plan),
     }
 
 
@@ -125,6 +140,7 @@ def report_what_there_is(
     published_dir: str,
     experiments: Sequence[Mapping[str, Any]],
     profiles: Mapping[str, str],
+    comparisons: Sequence[str],
 ) -> None:
     """Table, provenance and page of what was measured and what failed, at any time; measures nothing.
 
@@ -142,5 +158,6 @@ def report_what_there_is(
         published_dir=published_dir,
         experiments=experiments,
         profiles=profiles,
+        comparisons=comparisons,
         output=str(folder / "report" / "index.html"),
     )

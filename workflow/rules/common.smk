@@ -96,6 +96,13 @@ def profiles_of_report():
     return profiles_of(PLAN)
 
 
+def comparisons_of_report():
+    """The outcomes of comparisons that were run."""
+    from berth.report import comparisons_of
+
+    return comparisons_of(PLAN)
+
+
 def what_can_be_reported():
     """What the report shows of an unfinished workflow, as plain values."""
     from berth.report import what_there_is
