@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import __version__
+from berth.draw import tidy
 from berth.fsio import sha256_file, write_text
 from berth.report_belief import CONFIDENCE, agreements, spread, verdicts
 from berth.report_data import Asked, for_page, kinds_for_page, shown
@@ -14,7 +15,7 @@ from berth.report_page import page
 from berth.report_provenance import read_provenance, write_provenance
 from berth.report_sections import counts, findings, ratios, section, span
 from berth.report_tables import comparison, doubts, packed, runs
-from berth.tidy import read_tidy, tidy_records, write_tidy
+from berth.tidy import read_tidy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,6 +122,7 @@ def what_there_is(plan: Plan) -> dict[str, Any]:
         "results": results,
         "records": [f"{results}/points/{key}.json" for key in sorted(plan.existing)],
         "failures": [f"{results}/failures/{key}.json" for key in plan.failures],
+        "imported": [str(path) for path in plan.imported],
         "not_run": plan.not_run,
         "labels": {name: platform.label for name, platform in config.platforms.items()},
         "published_dir": config.published_dir,
@@ -135,6 +137,7 @@ def report_what_there_is(
     results: str,
     records: list[str],
     failures: list[str],
+    imported: list[str],
     not_run: list[dict[str, Any]],
     labels: dict[str, str],
     published_dir: str,
@@ -149,9 +152,16 @@ def report_what_there_is(
     """
     folder = Path(results)
     table, origin = folder / "tidy" / "points.parquet", folder / "tidy" / "provenance.json"
-    measured, failed = ([Path(path) for path in paths] for paths in (records, failures))
-    write_tidy(tidy_records(measured, failed, not_run, labels), table, table.with_suffix(".csv"))
-    write_provenance(measured, failed, origin)
+    tidy(
+        records=records,
+        failures=failures,
+        imported=imported,
+        not_run=not_run,
+        labels=labels,
+        parquet=str(table),
+        csv=str(table.with_suffix(".csv")),
+    )
+    write_provenance(map(Path, records), map(Path, failures), origin)
     report(
         table=str(table),
         provenance=str(origin),

@@ -13,6 +13,7 @@ import pandas as pd
 
 from berth._curves import Curve, curves
 from berth.errors import BerthError
+from berth.imported import NOT_CHECKED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,8 +155,13 @@ class Meaning:
     remedy: str
 
 
-# What a record's failure may be, where the gate had nothing to judge.
-FAILURES = {
+# What a record's failure may be, where the gate had nothing to judge, and what came from elsewhere.
+OTHERS = {
+    NOT_CHECKED: Meaning(
+        "another tool measured the point, and its file was imported",
+        "The numbers are that tool's. Berth's gate could look only at what the file tells.",
+        "docs/import.md says what was checked; measure the point with Berth where that matters.",
+    ),
     "crash": Meaning(
         "the server died during the point, or never became ready",
         "There is no number for it.",
@@ -187,7 +193,7 @@ def meanings(page: Path = VALIDITY_PAGE) -> dict[str, Meaning]:
         raise BerthError(f"{page}: the meaning of reason codes cannot be read: {error.strerror}.") from None
     when = dict(re.findall(r"^\| `(\w+)` \| \w+ \| (.+?) \|", text, flags=re.MULTILINE))
     parts = re.split(r"^### (\w+)\n", text, flags=re.MULTILINE)
-    found = dict(FAILURES)
+    found = dict(OTHERS)
     for code, section in zip(parts[1::2], parts[2::2], strict=True):
         body = re.split(r"^#", section, maxsplit=1, flags=re.MULTILINE)[0]
         why, _, remedy = _plain(body).partition(" Do: ")

@@ -67,6 +67,12 @@ def point_files(keys):
     return [f"{RESULTS}/points/{key}.json" for key in sorted(keys)]
 
 
+def imported_files():
+    """The points that other tools measured."""
+    folder = Path.cwd() / RESULTS
+    return [f"{RESULTS}/{path.relative_to(folder)}" for path in PLAN.imported]
+
+
 def figure_files():
     """Every figure of every experiment that has something to draw, in three formats."""
     return [
