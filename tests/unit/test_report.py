@@ -252,6 +252,13 @@ def test_every_reason_code_is_explained() -> None:
         assert not re.search(r"[*`]|\]\(", known[code].why), code
 
 
+def test_without_its_documents_a_report_still_explains_failures(tmp_path: Path) -> None:
+    """A copy of the workflow without docs/ has no words for the gate's codes, and those of failures all the same."""
+    known = meanings(tmp_path / "validity.md")
+    assert "warm_cache" not in known
+    assert known["crash"].remedy
+
+
 def test_data_block_holds_no_markup() -> None:
     """JSON in the page has none of the characters at which HTML or old JavaScript ends, and reads back as it was."""
     value = {"</script>": "<!-- & \u2028\u2029"}
