@@ -5,6 +5,7 @@
 
 import os
 import sys
+import time
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from berth.resources import staging_resources, sweep_names
 from berth.slurm import check_status_command
 from berth.submission import OPTIONS, require_taken
 
+# Before the plan looks at what exists.
+LOOKED_S = time.time()
 try:
     BERTH = load_config(config, Path.cwd())
     PLAN = make_plan(BERTH, Path.cwd())
@@ -102,11 +105,18 @@ def profiles_of_report():
     return profiles_of(PLAN)
 
 
+def comparisons_of_report():
+    """The outcomes of comparisons that were run."""
+    from berth.report import comparisons_of
+
+    return comparisons_of(PLAN)
+
+
 def what_can_be_reported():
     """What the report shows of an unfinished workflow, as plain values."""
     from berth.report import what_there_is
 
-    return what_there_is(PLAN)
+    return what_there_is(PLAN, LOOKED_S)
 
 
 def resources_of_staging():
@@ -247,9 +257,10 @@ def tell_failures():
 
     # A failure to draw must not hide what it would have shown.
     try:
+        looked_s = time.time()
         plan = make_plan(BERTH, Path.cwd())
         draw_what_there_is(plan)
-        report_what_there_is(**what_there_is(plan))
+        report_what_there_is(**what_there_is(plan, looked_s))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
     print(
