@@ -140,6 +140,7 @@ class Keeper:
         self.publish()
         for term in self.terms:
             term.stop()
+        jobs = " ".join(filter(None, (term.job_id for term in self.terms)))
         began = time.monotonic()
         patience_s = self.settings.drain_s + self.request.stop_grace_s + _STOP_MARGIN_S + self.settings.check_s
         asked: set[int] = set()
@@ -154,12 +155,11 @@ class Keeper:
             for term in [term for term in self.terms if term.end]:
                 self.files.settle(term.number)
                 self.terms.remove(term)
-                at = term.report.answered if term.report and term.report.ready_at else time.time()
-                self.service = self.service.with_event(Event(at, term.job_id, kind, cause))
                 logger.info("t%d has ended", term.number)
             time.sleep(min(self.settings.poll_s, 1.0))
         for term in self.terms:
             logger.error("t%d, job %s, does not end; look at it yourself", term.number, term.job_id or "not known")
+        self.service = self.service.with_event(Event(time.time(), jobs, kind, cause))
         self.service = replace(self.service, state="ended", instances=(), endpoint=None)
         self.publish()
 
