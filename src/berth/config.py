@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
+    from berth.analysis import CompareSettings, StatisticsSettings
     from berth.kubernetes import Kubernetes
 
 
@@ -344,3 +345,10 @@ class Config:
     model: str = ""
     point: str = ""
     quick: bool = False
+    experiment: str = ""
+    against: str = ""
+    only_runs: tuple[int, ...] = ()
+    baseline: str = ""
+    imports: str = ""
+    compare: CompareSettings | None = None
+    statistics: StatisticsSettings | None = None

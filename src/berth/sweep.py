@@ -142,11 +142,12 @@ class _Sweep:
     lost_s: list[float] = field(default_factory=list)
 
     def run(self, missing: list[int]) -> None:
-        progress = SweepProgress(list(missing))
+        progress = SweepProgress(list(missing), file=self.spool.progress)
         started = time.monotonic()
         left = list(missing)
         try:
             for instance in range(1, self.request.restarts + 2):
+                progress.server(instance)
                 try:
                     self._one_server(instance, left, progress)
                 except StartFailed as error:
@@ -170,6 +171,7 @@ class _Sweep:
         else:
             self.spool.release()
         finally:
+            progress.end()
             wall_s = time.monotonic() - started
             if self.measured_s:
                 lost = f", {sum(self.lost_s) / len(self.lost_s):.2f} s lost per point" if self.lost_s else ""
@@ -238,7 +240,7 @@ class _Sweep:
                 self.held.check()
                 self.spool.fail(level, failed.record, failed.requests)
                 left.pop(0)
-                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}")
+                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}", failed=True)
                 if failed.death is not None:
                     raise failed.death from None
                 continue
