@@ -109,12 +109,15 @@ class Keeper:
         """
         while True:
             self._held.check()
-            self.look()
-            why = self._why_end()
-            if why:
-                return why
-            self._start_what_is_needed()
-            self.publish()
+            try:
+                self.look()
+                if why := self._why_end():
+                    return why
+                self._start_what_is_needed()
+                self.publish()
+            except OSError as error:
+                # A disk that is full, or a file system that is away for a while: what serves goes on.
+                logger.warning("%s; trying again", error)
             time.sleep(self.settings.poll_s)
 
     def look(self) -> None:
@@ -262,9 +265,12 @@ class Keeper:
                 self._start()
             return
         current = next((term for term in wanted if term.number == self._current), None)
-        if len(wanted) > 1 or current is None or current.report is None or current.report.ends is None:
+        # Where jobs run beside the keeper, a second server would take what the first one has.
+        if self.request.term_s is None or len(wanted) > 1 or current is None or current.report is None:
             return
         ends, now = current.report.ends, time.time()
+        if ends is None:
+            return
         lead_s = lead_of(self._start_s, self.settings.margin_s, self.request.term_s)
         over = self.service.until is not None and self.service.until <= ends
         if now >= ends - lead_s and not over and time.monotonic() >= self._start_after:
