@@ -92,11 +92,17 @@ class Keeper:
                 self._current = int(ready[0].id[1:]) if ready else None
         for number in self.files.ordered():
             order = self.files.order(number)
-            if order is not None:
-                self.terms.append(self._job(order))
+            if order is None:
+                continue
+            if order.until != self.service.until:
+                order = replace(order, until=self.service.until)
+                self.files.give(order)
+            self.terms.append(self._job(order))
+        known = {event.at for event in self.service.history}
         for term in self.terms:
             term.look()
-            term.failures_taken = len(term.report.failures) if term.report else 0
+            # What failed while there was no keeper is told now.
+            term.failures_taken = sum(each.at in known for each in term.report.failures) if term.report else 0
             logger.info("took over t%d, job %s", term.number, term.job_id or "(not submitted yet)")
         return bool(self.terms)
 
@@ -138,7 +144,7 @@ class Keeper:
                     term.stop()
 
     def take_down(self, kind: str, cause: str) -> None:
-        """End every term: those that wait at once, the others when their requests are answered."""
+        """End every term: those that wait or load at once, the others when their requests are answered."""
         self._current = None
         self.publish()
         for term in self.terms:
@@ -151,8 +157,8 @@ class Keeper:
             self._held.check()
             for term in self.terms:
                 term.look()
-                late = time.monotonic() - began > patience_s
-                if term.end is None and term.number not in asked and term.job_id and (term.queued or late):
+                at_once = term.idle or time.monotonic() - began > patience_s
+                if term.end is None and term.number not in asked and term.job_id and at_once:
                     asked.add(term.number)
                     term.cancel()
             for term in [term for term in self.terms if term.end]:
