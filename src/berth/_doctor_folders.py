@@ -24,8 +24,11 @@ class Store:
     models: Mapping[str, tuple[str, int]]
 
 
-def folder_checks(folders: Mapping[str, Path], scratch: Path, *, several_nodes: bool) -> Iterator[Result]:
-    """Shared folders by the key that sets them, and scratch; `several_nodes` where jobs run elsewhere than here."""
+def folder_checks(folders: Mapping[str, Path], scratch: Path | None, *, several_nodes: bool) -> Iterator[Result]:
+    """Shared folders by the key that sets them, and scratch, None where it is in pods.
+
+    `several_nodes` says that jobs run elsewhere than here.
+    """
     for key, path in folders.items():
         yield writable(key, path)
         kind = file_system(path)
@@ -34,6 +37,8 @@ def folder_checks(folders: Mapping[str, Path], scratch: Path, *, several_nodes: 
                 f"{key}: {path} is on {kind or 'an unknown file system'}, which looks like a disk of this node alone",
                 "every compute node must see this folder; put it on the cluster's shared file system",
             )
+    if scratch is None:
+        return
     yield writable("paths.scratch", scratch)
     kind = file_system(scratch)
     if is_network(kind):

@@ -138,6 +138,8 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
     models_dir = Path(patient.models_dir).expanduser()
     staged = all((models_dir / repo).exists() for repo in patient.hub_models)
     yield hub_check(patient.hub_models, patient.gated, staged=staged)
+    if patient.scheduler == "kubernetes":
+        return  # The port is a pod's own.
     yield port_check(patient.host, (patient.ports[0], patient.ports[1]), patient.platform)
 
 
@@ -185,7 +187,8 @@ def _folders(patient: Patient) -> Iterator[Result]:
     if patient.scheduler == "kubernetes":
         # Its paths are inside pods.
         shared = {"results": results}
-    yield from folder_checks(shared, Path(patient.scratch_dir).expanduser(), several_nodes=several)
+    scratch = None if patient.scheduler == "kubernetes" else Path(patient.scratch_dir).expanduser()
+    yield from folder_checks(shared, scratch, several_nodes=several)
     downloads = {name: (f"{name}/manifest.json", size) for name, size in patient.downloads.items()}
     stores = [Store("results", results / "models", downloads)]
     if patient.scheduler != "kubernetes":
