@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from cluster_site import LEVELS, OnCluster, Site, until
-from workspace import levels_of, run_log
+from workspace import levels_of, point_starts, run_log, words_of
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(900)]
@@ -62,40 +65,70 @@ def test_no_secret_is_in_what_a_sweep_wrote(site: Site, measured: OnCluster) -> 
     assert b"Bearer " not in logs
 
 
-def test_a_restart_during_a_point_refuses_it_and_the_next_goes_on(site: Site) -> None:
-    """The point's reason is server_restarted, the second server is that container anew, and nothing is downloaded."""
-    work = site.workspace("restarted", prompts=400)
+@pytest.fixture(scope="module")
+def restarted(site: Site) -> OnCluster:
+    """A workspace in which the server's container was killed during the second of three points."""
+    work = site.workspace("restarted", image=site.standin, levels=(1, 2, 4))
     started = work.start("points", **site.environ())
-    until(lambda: "concurrency 1: point" in run_log(work) or started.poll() is not None, lambda: told(work))
-    before = site.server_pod()
-    assert before is not None, told(work)
+    in_point(work, 2, started)
     site.kill_server()
     started.wait()
-    assert levels_of(work.points()) == [2], told(work)
-    failure = record_of(next(iter(work.failures().values())))
-    assert failure["point"]["concurrency"] == 1
+    return work
+
+
+def in_point(work: OnCluster, level: int, started: subprocess.Popen[bytes]) -> None:
+    """Return when a level is measured."""
+    until(lambda: point_starts(work, level) or started.poll() is not None, lambda: told(work))
+    assert started.poll() is None, told(work)
+
+
+def test_a_restart_during_a_point_refuses_it_and_the_next_goes_on(site: Site, restarted: OnCluster) -> None:
+    """The point's reason is server_restarted, and the next is measured by the container that came after."""
+    assert levels_of(restarted.points()) == [1, 4], told(restarted)
+    failure = record_of(next(iter(restarted.failures().values())))
+    assert failure["point"]["concurrency"] == 2
     assert [reason["code"] for reason in failure["validity"]["reasons"]] == ["server_restarted"]
     assert "137" in failure["failure"]["cause"]
-    record = record_of(next(iter(work.points().values())))
-    assert record["server"]["instance"] == 2
-    downloads = "".join(path.read_text() for path in (work.path / "results/logs/server").rglob("download.log"))
-    assert "is whole already" in downloads
+    instances = [record_of(path)["server"]["instance"] for path in restarted.points().values()]
+    assert sorted(instances) == [1, 2]
     assert site.left() == []
+
+
+def test_a_kept_model_is_not_downloaded_again(site: Site, restarted: OnCluster) -> None:
+    """The second sweep of a model finds it whole on its claim; both used the same one."""
+    work = site.workspace("again", image=site.standin, levels=(1,))
+    work.run("points", **site.environ())
+    downloads = [path.read_text() for path in (work.path / "results/logs/server").rglob("download.log")]
+    assert "is whole already" in downloads[0]
+    claims = [each["metadata"]["name"] for each in site.cluster.get("persistentvolumeclaims")]
+    assert len([name for name in claims if name.startswith("berth-model-tiny-llama-")]) == 1
 
 
 def test_what_a_killed_sweep_leaves_is_removed_by_the_next(site: Site) -> None:
     """After SIGKILL the release is still there; the next sweep of the run removes it and measures what is missing."""
-    work = site.workspace("killed", prompts=400)
+    work = site.workspace("killed", image=site.standin, levels=(1, 2))
     started = work.start("points", **site.environ())
-    until(lambda: "concurrency 1: point" in run_log(work) or started.poll() is not None, lambda: told(work))
-    for process in [each for each in work.processes() if "kubectl" not in each.name()]:
-        process.send_signal(signal.SIGKILL)
+    in_point(work, 2, started)
+    for process in work.processes():
+        with contextlib.suppress(psutil.Error):
+            process.kill()
     started.wait()
-    left = site.left()
-    assert any(name.startswith("Deployment/berth-") for name in left)
-    work.configure(lambda config: config["benchmarks"]["demo"].update(concurrency=[1]))
+    assert any(name.startswith("Deployment/berth-") for name in site.left())
+    work.configure(lambda config: config["benchmarks"]["demo"].update(concurrency=[1, 4]))
     work.run("--unlock", code=None)
     output = work.run("points", code=None, **site.environ())
-    assert levels_of(work.points()) == [1], output[-2000:] + told(work)
+    assert levels_of(work.points()) == [1, 4], output[-2000:] + told(work)
     assert "removing what a dead sweep of this run had left" in output
+    assert site.left() == []
+
+
+def test_a_sweep_that_is_told_to_end_takes_its_release_with_it(site: Site) -> None:
+    """TERM: nothing is left on the cluster, and the finished point is kept."""
+    work = site.workspace("ended", image=site.standin, levels=(1, 2))
+    started = work.start("points", **site.environ())
+    in_point(work, 2, started)
+    for process in (each for each in work.processes() if ".sweep.py" in " ".join(words_of(each))):
+        process.send_signal(signal.SIGTERM)
+    started.wait()
+    assert levels_of(work.spooled()) == [1] or levels_of(work.points()) == [1], told(work)
     assert site.left() == []
