@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from container_runs import ON_A_CPU
-from workspace import Workspace
+from workspace import Workspace, run_log
 
 from berth.kubectl import Cluster
 
@@ -156,6 +156,17 @@ def until(condition: Callable[[], Any], told: Callable[[], str] = lambda: "", li
     while not (value := condition()):
         assert time.monotonic() < end, told()
         time.sleep(0.3)
+    return value
+
+
+def told(work: OnCluster) -> str:
+    """Everything that was printed, for a failing assertion."""
+    logs = sorted((work.path / "results/logs").rglob("*.log"))
+    return "\n".join([run_log(work)[-4000:], *(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)])
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
     return value
 
 

@@ -59,7 +59,7 @@ def have_image(registry: RegistryServer) -> tuple[str, str]:
 
 
 def have_standin(registry: RegistryServer) -> str:
-    """Reference of the same image in which `vllm` is the stand-in of tests/slurm; its point at concurrency 2 never ends.
+    """Reference of the same image with the stand-in of tests/slurm as `vllm`; its point at concurrency 2 never ends.
 
     One small layer more: a node that has the image has this one at once.
     """

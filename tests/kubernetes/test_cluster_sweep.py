@@ -1,68 +1,20 @@
-"""Sweeps on a real cluster: two points against the real vLLM, a restart during a point, a sweep that is killed."""
+"""Sweeps on a real cluster that are disturbed: restarted, killed, told to end, and a second one of a model."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from cluster_site import LEVELS, OnCluster, Site, until
-from workspace import levels_of, point_starts, run_log, words_of
+from cluster_site import OnCluster, Site, record_of, told, until
+from workspace import levels_of, point_starts, words_of
 
 if TYPE_CHECKING:
     import subprocess
-    from pathlib import Path
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.timeout(900)]
-
-
-def told(work: OnCluster) -> str:
-    """Everything that was printed, for a failing assertion."""
-    logs = sorted((work.path / "results/logs").rglob("*.log"))
-    return "\n".join([run_log(work)[-4000:], *(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)])
-
-
-def record_of(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
-    return value
-
-
-@pytest.fixture(scope="module")
-def measured(site: Site) -> OnCluster:
-    """A workspace in which one run was measured."""
-    work = site.workspace("measured")
-    output = work.run("points", code=None, **site.environ())
-    assert levels_of(work.points()) == list(LEVELS), output[-3000:] + told(work)
-    return work
-
-
-def test_a_sweep_measures_its_points_and_leaves_nothing_but_the_model(site: Site, measured: OnCluster) -> None:
-    """Records are whole: the image's digest from the pod, its node, and what happened until it was ready."""
-    record = record_of(next(iter(measured.points().values())))
-    assert record["validity"]["verdict"] in ("accepted", "flagged")
-    assert record["result"]["completed"] == 16
-    assert record["server"]["image"] == {"reference": site.reference, "digest": site.digest}
-    assert record["server"]["nodes"][0]["name"] == "localhost"
-    assert record["server_metrics"]["generation_tokens"] > 0
-    assert record["client"]["mode"] == "warm"
-    events = [entry["event"] for entry in record["server"]["timeline"]]
-    steps = ["installed", "scheduled", "image_pulled", "model_downloaded", "container_started", "client_pod_ready"]
-    assert [event for event in events if event in steps] == steps
-    assert events.index("container_started") < events.index("health") < events.index("first_request")
-    assert site.left() == []
-    assert [each["metadata"]["name"] for each in site.cluster.get("persistentvolumeclaims")] != []
-
-
-def test_no_secret_is_in_what_a_sweep_wrote(site: Site, measured: OnCluster) -> None:
-    """The store's secret and the server's key are in no file of the results and of Snakemake."""
-    hidden = site.store.environ["AWS_SECRET_ACCESS_KEY"].encode()
-    files = [path for name in ("results", ".snakemake") for path in (measured.path / name).rglob("*") if path.is_file()]
-    assert [path for path in files if hidden in path.read_bytes()] == []
-    logs = b"".join(path.read_bytes() for path in files if path.suffix == ".log")
-    assert b"Bearer " not in logs
 
 
 @pytest.fixture(scope="module")
