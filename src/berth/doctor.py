@@ -140,6 +140,8 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
     models_dir = Path(patient.models_dir).expanduser()
     staged = all((models_dir / repo).exists() for repo in patient.hub_models)
     yield hub_check(patient.hub_models, patient.gated, staged=staged)
+    if patient.scheduler == "kubernetes":
+        return  # The port is a pod's own.
     yield port_check(patient.host, (patient.ports[0], patient.ports[1]), patient.platform)
 
 
@@ -189,6 +191,7 @@ def _folders(patient: Patient) -> Iterator[Result]:
         shared = {"results": results}
     own = {"paths.scratch": Path(patient.scratch_dir).expanduser()}
     own |= {"paths.node_models": Path(patient.node_models_dir)} if patient.node_models_dir else {}
+    own = {} if patient.scheduler == "kubernetes" else own
     yield from folder_checks(shared, own, several_nodes=several)
     downloads = {name: (f"{name}/manifest.json", size) for name, size in patient.downloads.items()}
     stores = [Store("results", results / "models", downloads)]

@@ -600,7 +600,9 @@ def test_every_shipped_platform_is_looked_at_to_the_end(
     assert all(result.remedy for result in results if result.status != "ok")
     assert SECRET not in report(results)
     told = " ".join(result.what for result in results)
-    for about in ("Python", "Snakemake", "paths.scratch", "room", "proxy", "object store", "hub", "ports"):
+    # Scratch and ports of a pod are nothing of this machine.
+    here = () if platform == "goodall" else ("paths.scratch", "ports")
+    for about in ("Python", "Snakemake", "room", "proxy", "object store", "hub", *here):
         assert about in told
     absent = {"hops": "scontrol is not on PATH", "eldorado": "flux is not on PATH", "goodall": "Kubernetes"}
     assert absent.get(platform, "") in told
