@@ -7,6 +7,8 @@ packages=(slurmctld slurmd slurm-client munge)
 packages+=(docker-registry skopeo podman runc openssl)
 packages+=(iproute2 shellcheck)
 packages+=(nginx-light openssh-server openssh-client curl)
+# The report is looked at in a real browser.
+packages+=(chromium-headless-shell)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")

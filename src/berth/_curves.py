@@ -63,6 +63,13 @@ class Curve:
     _rows: NDArray[np.intp]
     _places: NDArray[np.intp]
 
+    @property
+    def rows(self) -> NDArray[np.intp]:
+        """The row of the table at each level, counted from 0; -1 where this run has none."""
+        spread = np.full(len(self.concurrency), -1, dtype=np.intp)
+        spread[self._places] = self._rows
+        return spread
+
     def values(self, column: str) -> Numbers:
         """The column at each level; NaN at a gap, that is where the point is neither ok nor flagged."""
         usable = self._table.usable[self._rows]

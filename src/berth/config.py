@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
+    from berth.analysis import CompareSettings, StatisticsSettings
     from berth.kubernetes import Kubernetes
 
 
@@ -79,6 +80,7 @@ class Store:
     region: str = "us-east-1"
     prefix: str = ""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    results_prefix: str = "berth-results"
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,14 @@ class Network:
 
 
 @dataclass(frozen=True)
+class NodeModels:
+    """Copies of models on the nodes' own disks: where they come from, and whether older ones make room."""
+
+    source: Literal["store", "shared"] = "shared"
+    evict: bool = False
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -213,6 +223,15 @@ class Platform:
     network: Network | None = None
     kubernetes: Kubernetes | None = None
     access: Access = field(default_factory=Access)
+    node_models_dir: str = ""
+    node_models: NodeModels | None = None
+
+    @property
+    def node_copies(self) -> dict[str, Any] | None:
+        """What a sweep is told of copies on nodes, as plain values; None where models are served from models_dir."""
+        if self.node_models is None:
+            return None
+        return {"dir": self.node_models_dir, **asdict(self.node_models), "store": asdict(self.store)}
 
     @property
     def queue(self) -> Queue | None:
@@ -313,11 +332,23 @@ class Config:
     benchmarks: dict[str, Benchmark]
     experiments: dict[str, Experiment]
     sweep: SweepSettings
+    services: ServiceSettings
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
-    services: ServiceSettings = field(default_factory=ServiceSettings)
     deployment: str = ""
     until: str = ""
+    share: tuple[str, ...] = ()
+    dry_run: bool = False
+    model: str = ""
+    point: str = ""
+    quick: bool = False
+    experiment: str = ""
+    against: str = ""
+    only_runs: tuple[int, ...] = ()
+    baseline: str = ""
+    imports: str = ""
+    compare: CompareSettings | None = None
+    statistics: StatisticsSettings | None = None

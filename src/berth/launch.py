@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker
+from berth._client_launch import LocalFiles
 from berth.config import Network
 from berth.container import Container, Mount
 from berth.container_image import ensure_loaded, load_first
@@ -24,6 +26,7 @@ from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
 from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
+from berth.provenance import custody_of, same_source
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
@@ -36,7 +39,9 @@ from berth.trial import SCRIPT, try_container
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from berth._client_launch import ResultFiles
     from berth.diagnose import KnownFailure
+    from berth.nodemodel import Copied
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
 
@@ -60,6 +65,10 @@ class Deployed:
     logs: Path
     # Which node of a server over several this is; None in a sweep, which is none of them.
     place: Place | None = None
+    # The digests of what is served and asked, as records hold them.
+    custody: Mapping[str, Any] = field(default_factory=dict)
+    # What copied the model to this node's own disk, where the platform asks for that.
+    copied: Copied | None = None
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -96,6 +105,20 @@ class Deployed:
     def spread(self) -> bool:
         """Whether the job has more than one node, so that agents start the server."""
         return bool(self.request.deployment["nodes"] + self.request.deployment["client_nodes"] > 1)
+
+    @property
+    def worker(self) -> Path:
+        """The warm worker, where the client runs."""
+        return WORKER
+
+    @property
+    def files(self) -> ResultFiles:
+        """The client's results, where it runs."""
+        return LocalFiles()
+
+    def new_key(self) -> str:
+        """An API key for the next server. Nobody else knows it, and it dies with that server."""
+        return secrets.token_urlsafe(32)
 
     @property
     def exchange(self) -> Path:
@@ -192,8 +215,8 @@ class Deployed:
         )
         python = replace(python, env={**python.env, **CLIENT_ENV})
         program = replace(python, entrypoint=self.recipe.client(self.request.deployment["version"]).command[0])
-        secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
-        started = [self._command(each, secrets, token, role="client") for each in (python, program)]
+        hidden = {self.recipe.client_key: key} if self.recipe.client_key else {}
+        started = [self._command(each, hidden, token, role="client") for each in (python, program)]
         first, second = [self._on_node(each, node) for each in started] if node else started
         return first, second
 
@@ -210,13 +233,13 @@ class Deployed:
         )
 
     def _command(
-        self, container: Container, secrets: dict[str, str], token: str, role: Literal["server", "client"] = "server"
+        self, container: Container, hidden: dict[str, str], token: str, role: Literal["server", "client"] = "server"
     ) -> Command:
         return command(
             container,
             self.on,
             self.image,
-            secrets,
+            hidden,
             scratch=self.scratch,
             grace_s=self.request.settings["stop_grace_s"],
             token=token,
@@ -274,9 +297,9 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     Raises:
         BerthError: a receipt does not belong to the definition of the run, or what it names is not there.
     """
-    model = _receipt(request.model_receipt)
-    image = _receipt(request.image_receipt)
-    _same_model(request, model)
+    model = read_receipt(request.model_receipt)
+    image = read_receipt(request.image_receipt)
+    require_same_model(request, model)
     wanted = request.definition["image"]["digest"]
     if wanted and wanted not in (image["digest"], image.get("index_digest")):
         raise BerthError(
@@ -288,9 +311,11 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
     _require_there(model_dir, request.model_receipt)
+    dataset: dict[str, Any] = {}
     dataset_path = Path()
     if request.dataset_receipt:
-        dataset_path = Path(request.dataset_receipt).parent / _receipt(request.dataset_receipt)["path"]
+        dataset = read_receipt(request.dataset_receipt)
+        dataset_path = Path(request.dataset_receipt).parent / dataset["path"]
         _require_there(dataset_path, request.dataset_receipt)
     scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
     scratch = scratch_dir / "berth" / request.id.key
@@ -313,7 +338,8 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     logs = Path(request.logs) if request.logs else Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
-    return Deployed(request, host, recipe, image, model_dir, dataset_path.absolute(), scratch, logs)
+    custody = custody_of(request.model_receipt, model, dataset, model_dir)
+    return Deployed(request, host, recipe, image, model_dir, dataset_path.absolute(), scratch, logs, custody=custody)
 
 
 def _require_there(path: Path, receipt: str) -> None:
@@ -333,7 +359,12 @@ def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str
     return {name: environ[name] for name in recipe.further_secrets}
 
 
-def _receipt(path: str) -> dict[str, Any]:
+def read_receipt(path: str) -> dict[str, Any]:
+    """What a receipt says.
+
+    Raises:
+        BerthError: it is not there, or damaged.
+    """
     try:
         value: dict[str, Any] = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -341,14 +372,14 @@ def _receipt(path: str) -> dict[str, Any]:
     return value
 
 
-def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
+def require_same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
+    """Return when a staged model is the one that the run is defined with.
+
+    Raises:
+        BerthError: it is another one.
+    """
     wanted, source = request.definition["model"], receipt["source"]
-    if "generated" in wanted:
-        shape = source.get("shape", {})
-        same = all(shape.get(key) == value for key, value in wanted["generated"].items())
-    else:
-        same = source.get("revision") == wanted["revision"]
-    if not same or source["repo"] != wanted["repo"]:
+    if not same_source(wanted, source):
         told = source.get("revision") or source.get("shape")
         raise BerthError(
             f"{request.model_receipt}: the staged model is {source['repo']} at {told}, but the run is defined with "

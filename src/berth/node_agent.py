@@ -8,7 +8,9 @@ Standard input, one JSON object per line, the same for all nodes:
     {"do": "pin"}      the server is ready: whoever listens on its port now is the server
     {"do": "stop"}
 Standard output, messages in the lines of agent_lines:
-    {"event": "prepared", "name", "host", "address", "interface", "port", "cluster_port", "step"}
+    {"event": "prepared", "name", "host", "address", "interface", "port", "cluster_port", "step",
+     "copied"}      of the model to the node's own disk, as records hold it, or null
+    {"event": "copying", "bytes"}      the model arrives on the node's own disk
     {"event": "joined"}      from the first node: its Ray cluster has all nodes
     {"event": "started", "argv"}      its processes run; argv is without secrets
     {"event": "beat", "moved": ["log", "cpu", "read"], "listening": ["own", "others"]}
@@ -39,6 +41,7 @@ from berth.cluster import ClusterIncomplete, joined_of
 from berth.containers import end_containers
 from berth.errors import BerthError
 from berth.launch import prepare
+from berth.nodemodel import with_node_model
 from berth.nodepart import part_of
 from berth.nodes import Place, own_address, own_node, own_rank
 from berth.processes import TOKEN_VARIABLE
@@ -106,7 +109,7 @@ class Agent:
     def _prepared(self, stack: contextlib.ExitStack, order: dict[str, Any]) -> Deployed:
         self._silence_s = order["silence_s"]
         node = own_node(os.environ, self._rank)
-        deployed = prepare(SweepRequest(**order["request"]))
+        deployed = stack.enter_context(with_node_model(prepare(SweepRequest(**order["request"])), self._copying))
         grace_s = deployed.request.settings["stop_grace_s"]
         stack.callback(end_containers, deployed.on.podman, self._token, deployed.on.environ, grace_s=grace_s)
         deployed = dataclasses.replace(deployed, place=Place(self._rank, node.address, node.address, "", 0))
@@ -125,8 +128,13 @@ class Agent:
             port=port,
             cluster_port=cluster_port,
             step=step,
+            copied=dict(deployed.custody["model"]) if deployed.copied else None,
         )
         return dataclasses.replace(deployed, place=Place(self._rank, address, address, interface, cluster_port))
+
+    def _copying(self, copied_bytes: int) -> None:
+        with contextlib.suppress(_Over):
+            self._tell(event="copying", bytes=copied_bytes)
 
     def _work(self, stack: contextlib.ExitStack, deployed: Deployed, order: dict[str, Any]) -> Iterator[None]:
         place = deployed.place

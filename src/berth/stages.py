@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from berth.container_image import stage_container
 from berth.image import default_cache_dir, stage_environment
 from berth.image_request import ImageRequest
+from berth.kubestage import note_image, note_model
 from berth.mirror import mirror_image
 from berth.modules import with_modules
 from berth.pins import LOCKS
+from berth.s3 import Store
 from berth.seaweed import embedded_store
 from berth.signals import terminate_as_exception
 from berth.store import push_model, stage_model
@@ -41,7 +43,15 @@ def _endpoint(store: dict[str, Any], data_dir: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _prefix(store: dict[str, Any], repo: str) -> str:
+@contextlib.contextmanager
+def opened(store: dict[str, Any], data_dir: str) -> Iterator[Store]:
+    """The bucket of a platform's store (the fields of config.Store); an embedded one runs as long as the block."""
+    with _endpoint(store, data_dir) as endpoint:
+        yield Store(store["bucket"], **endpoint)
+
+
+def model_prefix(store: dict[str, Any], repo: str) -> str:
+    """The keys of a model's objects begin with it."""
     return "/".join(part for part in (store["prefix"].strip("/"), repo) if part)
 
 
@@ -52,18 +62,30 @@ def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, rec
             model_dir=Path(model_dir),
             manifest_path=Path(manifest),
             bucket=store["bucket"],
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             receipt_path=Path(receipt),
             **endpoint,
         )
 
 
-def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str) -> None:
-    """Bring a model from the store into `models_dir`/ORG/NAME."""
+def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str, pushed: str = "") -> None:
+    """Bring a model from the store into `models_dir`/ORG/NAME.
+
+    Where that is a folder of pods, which bring it themselves, `pushed` is the receipt of push(), else "".
+    """
+    if pushed:
+        note_model(
+            store=store,
+            prefix=model_prefix(store, repo),
+            dest=f"{models_dir.rstrip('/')}/{repo}",
+            pushed=Path(pushed),
+            receipt=Path(receipt),
+        )
+        return
     with _endpoint(store, data_dir) as endpoint:
         stage_model(
             bucket=store["bucket"],
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             dest=Path(models_dir).expanduser() / repo,
             receipt_path=Path(receipt),
             **endpoint,
@@ -108,5 +130,8 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
         )
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
+    if asked.runtime == "kubernetes":
+        note_image(asked, Path(receipt), Path(mirrored) if mirrored else None)
+        return
     with terminate_as_exception(), _modules(asked):
         stage_container(asked, Path(receipt), Path(mirrored) if mirrored else None)

@@ -77,6 +77,32 @@ def figure_files():
     ]
 
 
+def report_files():
+    """The page of the report; none where there is nothing to show."""
+    return [f"{RESULTS}/report/index.html"] if PLAN.figures else []
+
+
+def pages_of_report():
+    """The experiments of the report, all their points taken to be measured."""
+    from berth.report import asked_of
+
+    return asked_of(PLAN, missing=False)
+
+
+def profiles_of_report():
+    """The profile that measures each platform."""
+    from berth.report import profiles_of
+
+    return profiles_of(PLAN)
+
+
+def what_can_be_reported():
+    """What the report shows of an unfinished workflow, as plain values."""
+    from berth.report import what_there_is
+
+    return what_there_is(PLAN)
+
+
 def resources_of_staging():
     """What staging asks the scheduler for where it is a job; nothing elsewhere."""
     return staging_resources(BERTH.platforms[BERTH.platform])
@@ -141,6 +167,18 @@ def measurable(files):
     return wanted
 
 
+def measured_first(reference):
+    """An input function for what looks at one experiment: its points that are missing here; nothing for a file."""
+    runs = {f"run{number}" for number in BERTH.only_runs}
+    keys = [
+        key
+        for key in PLAN.missing
+        if key.startswith(f"{reference}/")
+        and (not runs or key.rsplit("/", 2)[1] in runs)
+    ]
+    return measurable(point_files(keys)) if keys else []
+
+
 def key_of(w):
     """The key of the run that a rule's wildcards name."""
     return RunId(w.experiment, w.platform, w.spec, int(w.run)).key
@@ -199,15 +237,18 @@ def tell_failures():
     if not ASKED:
         return
     from berth.draw import draw_what_there_is
+    from berth.report import report_what_there_is, what_there_is
 
     # A failure to draw must not hide what it would have shown.
     try:
-        draw_what_there_is(make_plan(BERTH, Path.cwd()))
+        plan = make_plan(BERTH, Path.cwd())
+        draw_what_there_is(plan)
+        report_what_there_is(**what_there_is(plan))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
     print(
         f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
-        f"The figures in {RESULTS}/figures/ show it. The same command measures what is still missing."
+        f"The figures in {RESULTS}/figures/ and {RESULTS}/report/index.html show it. The same command measures what is still missing."
     )
 
 
@@ -324,5 +365,26 @@ def patient():
             status_command=getattr(executor, "status_command", None),
             first_check_s=getattr(executor, "init_seconds_before_status_checks", None),
         )
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def exchange_of():
+    """What push_results and pull_results are told: the fields of exchange.Exchange as plain values."""
+    return {
+        "results": RESULTS,
+        "store": asdict(BERTH.platforms[BERTH.platform].store),
+        "include": BERTH.share or BERTH.select,
+        "data_dir": f"{RESULTS}/seaweedfs",
+        "dry_run": BERTH.dry_run,
+    }
+
+
+def custody_request():
+    """What custody is told: the fields of custody.CustodyRequest as plain values."""
+    from berth.custody import request_of
+
+    try:
+        return request_of(BERTH, PLAN.existing)
     except BerthError as error:
         raise WorkflowError(str(error)) from None

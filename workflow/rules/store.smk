@@ -37,6 +37,8 @@ rule stage_model:
         store=lambda w: asdict(BERTH.platforms[w.platform].store),
         repo=lambda w: BERTH.models[w.model].repo,
         models_dir=lambda w: BERTH.platforms[w.platform].models_dir,
+        # Then pods bring it, and this only compares the store with what was pushed.
+        in_pods=lambda w: BERTH.platforms[w.platform].kubernetes is not None,
         data_dir=f"{RESULTS}/seaweedfs",
     script:
         "../scripts/stage_model.py"
