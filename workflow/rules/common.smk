@@ -216,6 +216,14 @@ def mirrored_image(w):
 
 def check_before_start():
     """Stop the workflow before its first job when something that it needs is known to be missing."""
+    if "serve" in {job.rule.name for job in workflow.dag.jobs}:
+        from berth.preflight import preflight_served
+        from berth.servesettings import served_deployment
+
+        try:
+            preflight_served(PLAN, served_deployment(BERTH))
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
     if not ASKED:
         return
     from berth.preflight import preflight
