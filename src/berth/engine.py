@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -135,7 +136,7 @@ class Boto3Session:
         arguments = {"IfMatch": etag, "Range": span.header}
         given = {name: value for name, value in arguments.items() if value is not None}
         answer = self._client.get_object(Bucket=self._bucket, Key=key, **given)
-        with answer["Body"] as stream:
+        with contextlib.closing(answer["Body"]) as stream:
             span.check(answer["ContentLength"], answer.get("ContentRange"))
             received = 0
             for chunk in stream.iter_chunks(CHUNK_BYTES):
