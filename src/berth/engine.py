@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 ChecksumName = Literal["crc32c", "md5"]
 EngineName = Literal["auto", "wire", "boto3"]
 
-# Fits into the second cache of a core, so that hashing what was just copied costs no way to memory.
-CHUNK_BYTES = 256 * 1024
+# Measured: less than half of it costs more calls, more of it only memory.
+CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
