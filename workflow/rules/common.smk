@@ -394,6 +394,30 @@ def patient():
         raise WorkflowError(str(error)) from None
 
 
+def store_of(platform):
+    """What push_model is told of a platform's store."""
+    asked = {"delete_extra": True} if BERTH.delete_extra else {}
+    return BERTH.platforms[platform].store.of_rules | asked
+
+
+def models_to_move():
+    """The models of the platform's deployments, or the one that `--config model=` names: what would_move looks at."""
+    names = {
+        each.model
+        for each in BERTH.deployments.values()
+        if each.platform == BERTH.platform
+    }
+    chosen = {BERTH.model} if BERTH.model else names
+    return [
+        {
+            "repo": BERTH.models[name].repo,
+            "model_dir": f"{RESULTS}/models/{name}/files",
+            "manifest": f"{RESULTS}/models/{name}/manifest.json",
+        }
+        for name in sorted(chosen)
+    ]
+
+
 def exchange_of():
     """What push_results and pull_results are told: the fields of exchange.Exchange as plain values."""
     return {
