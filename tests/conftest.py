@@ -27,6 +27,11 @@ REAL = (
         "test_recipe_vllm",
         "test_access_nginx::test_vllm_behind_it",
         "test_image_build::test_the_image_runs_vllm",
+        # One cluster for all of them, where there is one.
+        "test_cluster_vllm",
+        "test_cluster_serve",
+        "test_cluster_sweep",
+        "test_cluster_failures",
     ),
     (
         "test_only_missing",
