@@ -123,6 +123,15 @@ def test_the_tunnel_follows_the_server_and_comes_back(tmp_path: Path, login: Log
             )
         try:
             until(lambda: answering(port) == first.port)
+            taken = subprocess.run(
+                ["bash", str(target.folder / "tunnel.sh"), str(port)],
+                env=environment(login),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert taken.returncode == 1
+            assert f"port {port} of this machine is taken: bash tunnel.sh ANOTHER_PORT" in taken.stderr
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("POST", "/v1/chat/completions", '{"stream": true}', {"Authorization": f"Bearer {KEY}"})
             stream = connection.getresponse()
