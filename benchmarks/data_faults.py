@@ -110,6 +110,8 @@ def restarts(data_dir: Path, count: int) -> Iterator[None]:
         for process in started:
             process.kill()
             process.wait()
+        for line in (data_dir / "again.log").read_text(errors="replace").splitlines()[-15:] if sys.exc_info()[0] else ():
+            print(line, file=sys.stderr)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import shutil
+import ssl
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,13 @@ class Site:
         file = self.path / "config/platforms/local.yaml"
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"access": access}, sort_keys=False))
 
+    def scratch(self, path: str, **more: Any) -> None:
+        """Set the folder for what NGINX keeps while it runs, and further sections of the platform."""
+        file = self.path / "config/platforms/local.yaml"
+        platform = yaml.safe_load(file.read_text()) | more
+        platform["paths"]["scratch"] = path
+        file.write_text(yaml.safe_dump(platform, sort_keys=False))
+
     def config(self, deployment: str) -> Config:
         """The configuration as `--config deployment=...` makes it."""
         raw = yaml.safe_load((self.path / "config/config.yaml").read_text())
@@ -89,13 +97,20 @@ class Site:
 
 
 class Backend:
-    """A server on loopback that streams one token, and the second only when the test says so (`go_on`)."""
+    """A server on loopback that streams one token, and the second only when the test says so (`go_on`).
 
-    def __init__(self, port: int = 0) -> None:
+    With `certificate`, a folder with cert.pem and key.pem, it speaks HTTPS.
+    """
+
+    def __init__(self, port: int = 0, certificate: Path | None = None) -> None:
         self.seen: list[dict[str, str]] = []
         self.go_on = threading.Event()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.port = int(self.server.server_address[1])
+        if certificate:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
 
 
 def _handler(backend: Backend) -> type[http.server.BaseHTTPRequestHandler]:
@@ -141,9 +156,9 @@ def _handler(backend: Backend) -> type[http.server.BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def running(port: int = 0) -> Iterator[Backend]:
+def running(port: int = 0, certificate: Path | None = None) -> Iterator[Backend]:
     """A backend that answers for the block; nothing listens on its port afterwards."""
-    backend = Backend(port)
+    backend = Backend(port, certificate)
     thread = threading.Thread(target=backend.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

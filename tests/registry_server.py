@@ -113,10 +113,10 @@ class RegistryServer:
         with self._open("PUT", f"{name}/manifests/{tag}", body=body, kind=INDEX):
             return f"sha256:{hashlib.sha256(body).hexdigest()}"
 
-    def digest_of(self, name: str, tag: str) -> str | None:
-        """What the registry has under a tag."""
+    def digest_of(self, name: str, tag: str, kind: str = MANIFEST) -> str | None:
+        """What the registry has under a tag; `kind` is the media type of its manifest."""
         try:
-            with self._open("GET", f"{name}/manifests/{tag}", accept=MANIFEST) as answer:
+            with self._open("GET", f"{name}/manifests/{tag}", accept=kind) as answer:
                 return f"sha256:{hashlib.sha256(answer.read()).hexdigest()}"
         except urllib.error.HTTPError:
             return None

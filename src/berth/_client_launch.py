@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from berth._client_process import log_tail
 from berth.checkup import ask
@@ -24,12 +24,43 @@ class ClientFailed(BerthError):  # noqa: N818 (named by what happened, as in the
     """The client gave no result for a point. The message ends with the last lines of its log."""
 
 
+class ResultFiles(Protocol):
+    """Where the client leaves its results. What cannot be done raises OSError."""
+
+    def prepare(self, folder: Path, pattern: str) -> None:
+        """Have the folder, without the files of this pattern."""
+
+    def read(self, path: Path) -> bytes:
+        """What is in a file."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there."""
+
+
+class LocalFiles:
+    """Files of this machine."""
+
+    def prepare(self, folder: Path, pattern: str) -> None:
+        """Have the folder, without the files of this pattern."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob(pattern):
+            old.unlink(missing_ok=True)
+
+    def read(self, path: Path) -> bytes:
+        """What is in a file."""
+        return path.read_bytes()
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there."""
+        path.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class Launch:
     """How the client is started: `command_prefix` runs Python in the image, `vllm_command` runs `vllm` there.
 
     `env` and `secret_env` together are its whole environment; `secret_env` is shown nowhere. `stop` are commands that
-    end what its processes leave.
+    end what its processes leave. `files` are the results where the client runs.
     """
 
     command_prefix: tuple[str, ...]
@@ -40,6 +71,7 @@ class Launch:
     log_path: Path
     mode: Mode
     stop: tuple[tuple[str, ...], ...] = ()
+    files: ResultFiles = field(default_factory=LocalFiles)
 
     def environment(self) -> dict[str, str]:
         """The whole environment of the client."""

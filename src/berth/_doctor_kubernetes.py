@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from berth import helm
@@ -9,25 +10,33 @@ from berth.checkup import Answer, Result, ask, fail, ok, warn
 from berth.helm import namespace_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from berth.kubernetes import Kubernetes
 
 # A cluster that is away must not hold up the report.
 _TIMEOUT = "--request-timeout=10s"
 # The chart's own, and what a server with a volume is made of.
-_KINDS = ("deployments.apps", "jobs.batch", "services", "persistentvolumeclaims", "secrets")
+_KINDS = ("deployments.apps", "jobs.batch", "services", "configmaps", "persistentvolumeclaims", "secrets", "pods")
+# Of a sweep: it starts its client and reads its results in a pod, and asks the server through a forwarded port.
+_ACTS = (("create", "pods/exec"), ("create", "pods/portforward"), ("get", "pods/log"), ("list", "events"))
 
 
-def kubernetes_checks(settings: Kubernetes, secrets: Sequence[str]) -> Iterator[Result]:
-    """Whether a deployment could be installed: programs, cluster, namespace, rights, and secrets by name."""
-    yield _helm()
-    client = ask("kubectl", "version", "--client", "--output=yaml")
+def kubernetes_checks(
+    settings: Kubernetes, secrets: Sequence[str], environ: Mapping[str, str] | None = None
+) -> Iterator[Result]:
+    """Whether a deployment could be installed: programs, cluster, namespace, rights, and secrets by name.
+
+    `environ` is what helm and kubectl are asked in, None this process's.
+    """
+    asked = partial(ask, environ=environ)
+    yield _helm(asked)
+    client = asked("kubectl", "version", "--client", "--output=yaml")
     if client.code is None:
         yield fail("Kubernetes: kubectl is not on PATH", "install it, or run tools/install-helm.sh and put it on PATH")
         return
     cluster = [word.replace("--kube-context", "--context") for word in namespace_words(settings)]
-    answer = ask("kubectl", *cluster, _TIMEOUT, "get", "--raw=/version")
+    answer = asked("kubectl", *cluster, _TIMEOUT, "get", "--raw=/version")
     if not answer.good:
         yield fail(
             f"Kubernetes: the cluster does not answer: {answer.complaint}",
@@ -36,17 +45,17 @@ def kubernetes_checks(settings: Kubernetes, secrets: Sequence[str]) -> Iterator[
         return
     yield ok(f"Kubernetes: the cluster answers, version {_version(answer)}")
     if settings.namespace:
-        namespace = ask("kubectl", *cluster, _TIMEOUT, "get", "namespace", settings.namespace, "--output=name")
+        namespace = asked("kubectl", *cluster, _TIMEOUT, "get", "namespace", settings.namespace, "--output=name")
         yield _namespace(settings.namespace, namespace)
         if not namespace.good and "Forbidden" not in namespace.err:
             return
-    yield from _rights(cluster)
+    yield from _rights(cluster, asked)
     for name in secrets:
-        yield _secret(name, ask("kubectl", *cluster, _TIMEOUT, "get", "secret", name, "--output=name"))
+        yield _secret(name, asked("kubectl", *cluster, _TIMEOUT, "get", "secret", name, "--output=name"))
 
 
-def _helm() -> Result:
-    answer = ask("helm", "version", "--short")
+def _helm(asked: Callable[..., Answer]) -> Result:
+    answer = asked("helm", "version", "--short")
     if not answer.good:
         return fail("Kubernetes: helm is not on PATH", helm.INSTALL)
     return ok(f"Kubernetes: helm {answer.out.strip()}")
@@ -68,15 +77,19 @@ def _namespace(name: str, answer: Answer) -> Result:
     )
 
 
-def _rights(cluster: Sequence[str]) -> Iterator[Result]:
-    denied = [kind for kind in _KINDS if not ask("kubectl", *cluster, _TIMEOUT, "auth", "can-i", "create", kind).good]
+def _rights(cluster: Sequence[str], asked: Callable[..., Answer]) -> Iterator[Result]:
+    wanted = (*(("create", kind) for kind in _KINDS), *_ACTS)
+    denied = [pair for pair in wanted if not asked("kubectl", *cluster, _TIMEOUT, "auth", "can-i", *pair).good]
     if denied:
-        yield fail(f"Kubernetes: you may not create {', '.join(denied)}", "ask the namespace's owner for the role edit")
+        told = ", ".join(" ".join(pair) for pair in denied)
+        yield fail(f"Kubernetes: you may not {told}", "ask the namespace's owner for the role edit")
     else:
-        yield ok(f"Kubernetes: you may create {', '.join(_KINDS)}")
+        yield ok(f"Kubernetes: you may {', '.join(' '.join(pair) for pair in wanted)}")
 
 
 def _secret(name: str, answer: Answer) -> Result:
     if answer.good:
         return ok(f"Kubernetes: the secret {name} is there")
-    return warn(f"Kubernetes: there is no secret {name}", "the rendered install.sh makes it from the environment")
+    return warn(
+        f"Kubernetes: there is no secret {name}", "a sweep and the rendered install.sh make it from the environment"
+    )

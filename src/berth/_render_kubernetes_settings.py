@@ -27,7 +27,7 @@ def kubernetes_page(pod: Pod, warnings: Sequence[str]) -> str:
         "## Secrets\n\n" + _secrets(pod),
         "## Values\n\n" + table(("value", "from", "why"), _values(pod)),
         "## What the chart makes of it\n\n" + _manifests(pod),
-        "## What is not here\n\nThere is no client: this version of Berth does not measure on Kubernetes.",
+        "## What is not here\n\nThere is no client: a sweep has one, in a pod beside its server (docs/kubernetes.md).",
     ]
     return "\n\n".join(sections) + "\n"
 

@@ -27,6 +27,7 @@ _PERIOD_S = 10
 # Weights apart, a repository holds tokenizers and documents; and a volume has less room than its size.
 _ROOM = 1.1
 _MORE_GIB = 10
+_END_S = 60
 _GPU = {"cuda": "nvidia.com/gpu", "rocm": "amd.com/gpu"}
 # NVIDIA's GPU feature discovery, and the node labeller of AMD's operator.
 _GPU_LABEL = {"cuda": "nvidia.com/gpu.product", "rocm": "amd.com/gpu.product-name"}
@@ -128,6 +129,9 @@ def _own(pod: Pod) -> dict[str, Any]:
         "tolerations": list(settings.tolerations),
         "nodes": pod.rendering.deployment.nodes,
         "clusterPort": pod.rendering.cluster_port,
+        "drainSeconds": settings.drain_s,
+        # Requests end first, and then the server has a minute.
+        "terminationGracePeriodSeconds": settings.drain_s + _END_S,
         "cache": {
             "mountPath": platform.scratch_dir,
             "size": f"{settings.cache_gib}Gi" if settings.cache_gib else "",

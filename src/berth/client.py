@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from berth._client_launch import ClientFailed, Launch, Mode
+from berth._client_launch import ClientFailed, Launch, LocalFiles, Mode, ResultFiles
 from berth._client_process import Worker, WorkerDiedError, ended_how, log_size, run_once
 from berth.bench import BenchSettings, bench_argv
 from berth.measurement import Measurement, client_section
@@ -46,11 +46,12 @@ def open_client(
     log_path: Path,
     mode: Mode = "auto",
     stop: tuple[tuple[str, ...], ...] = (),
+    files: ResultFiles | None = None,
 ) -> Iterator[BenchClient]:
     """A client that is starting. It is gone, with all that it started, when the block ends.
 
     `env` and `secret_env` together are its whole environment. `stop` are commands that end what its processes leave,
-    such as a container.
+    such as a container. `files` are its results where it does not run on this machine.
 
     The import of vLLM takes seconds: enter the block before the server is ready, call `prepare`, and call
     `wait_ready` when the server is.
@@ -58,7 +59,17 @@ def open_client(
     Raises:
         ClientFailed: the program cannot be started.
     """
-    launch = Launch(tuple(command_prefix), worker_path, tuple(vllm_command), env, secret_env, log_path, mode, stop)
+    launch = Launch(
+        tuple(command_prefix),
+        worker_path,
+        tuple(vllm_command),
+        env,
+        secret_env,
+        log_path,
+        mode,
+        stop,
+        files or LocalFiles(),
+    )
     client = BenchClient(launch)
     try:
         client.start()
@@ -178,9 +189,10 @@ class BenchClient:
             ClientFailed: no result. The next call starts a new client.
         """
         started, start = time.perf_counter(), _now()
-        scratch_dir.mkdir(parents=True, exist_ok=True)
-        for old in scratch_dir.glob(f"c{concurrency}.*.client.json"):
-            old.unlink(missing_ok=True)
+        try:
+            self._launch.files.prepare(scratch_dir, f"c{concurrency}.*.client.json")
+        except OSError as error:
+            raise self._launch.failed(concurrency, f"has no place for its result ({error})", 0) from None
         # A new name: a file system that several nodes share may go on saying for a minute that the old one is gone.
         result_path = scratch_dir / f"c{concurrency}.{time.time_ns()}.client.json"
         argv = bench_argv(settings, concurrency, result_path)
@@ -193,7 +205,8 @@ class BenchClient:
             phase = measure(argv, concurrency, log_start, on_progress or (lambda _completed, _total: None), should_stop)
             result, requests = split_result(self._read_result(result_path, concurrency, log_start))
         finally:
-            result_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._launch.files.remove(result_path)
         duration = result.get("duration")
         return Measurement(
             result=result,
@@ -287,7 +300,7 @@ class BenchClient:
 
     def _read_result(self, path: Path, concurrency: int, log_start: int) -> dict[str, Any]:
         try:
-            raw = json.loads(path.read_bytes())
+            raw = json.loads(self._launch.files.read(path))
         except (OSError, ValueError) as error:
             raise self._launch.failed(concurrency, f"left no readable result file ({error})", log_start) from None
         if not isinstance(raw, dict):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
+    from berth.analysis import CompareSettings, StatisticsSettings
     from berth.kubernetes import Kubernetes
 
 
@@ -353,12 +354,12 @@ class Config:
     benchmarks: dict[str, Benchmark]
     experiments: dict[str, Experiment]
     sweep: SweepSettings
+    services: ServiceSettings
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
-    services: ServiceSettings = field(default_factory=ServiceSettings)
     deployment: str = ""
     until: str = ""
     share: tuple[str, ...] = ()
@@ -367,3 +368,10 @@ class Config:
     model: str = ""
     point: str = ""
     quick: bool = False
+    experiment: str = ""
+    against: str = ""
+    only_runs: tuple[int, ...] = ()
+    baseline: str = ""
+    imports: str = ""
+    compare: CompareSettings | None = None
+    statistics: StatisticsSettings | None = None

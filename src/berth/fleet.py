@@ -18,6 +18,8 @@ from berth.agent_lines import Decoder
 from berth.blame import NodeState, blame
 from berth.diagnose import Diagnosis, read_log, redact
 from berth.errors import BerthError
+from berth.kubelaunch import Released
+from berth.kubeserver import serve_release
 from berth.launch import further_secrets
 from berth.nodes import agent_starts, step_environment
 from berth.processes import end_processes, spawn
@@ -88,6 +90,11 @@ class NodesServer:
     def base_url(self) -> str:
         """Its address as the other nodes reach it."""
         return f"http://{self.launch.host}:{self.launch.port}"
+
+    @property
+    def client_url(self) -> str:
+        """The same."""
+        return self.base_url
 
     @property
     def places(self) -> list[dict[str, str]]:
@@ -427,7 +434,9 @@ def serve_nodes(deployed: Deployed, nodes: Sequence[Node], *, key: str, token: s
 def served(
     deployed: Deployed, nodes: Sequence[Node], *, key: str, token: str
 ) -> contextlib.AbstractContextManager[Running]:
-    """The server of a deployment: through agents on the `nodes` of the job, or, where there are none, on this one."""
+    """The server of a deployment: in its release, through agents on the `nodes` of the job, or, with none, here."""
+    if isinstance(deployed, Released):
+        return serve_release(deployed, token)
     if nodes:
         return serve_nodes(deployed, nodes, key=key, token=token)
     return serve(

@@ -35,6 +35,8 @@ _HISTORY = 500
 _STOP_MARGIN_S = 30.0
 # From the cancellation until a job is given up: KillWait of Slurm is 30 s by default.
 _CANCELLED_S = 90.0
+# From the move of the endpoint until the server before it is told to end.
+_SETTLE_S = 3.0
 # Ends that are no failure: nothing was wrong with the server.
 _PLANNED = ("replaced", "walltime", "stopped")
 # Ends of the service itself: nothing is waited for after them.
@@ -62,6 +64,7 @@ class Keeper:
         self._held = held
         self._written: Service | None = None
         self._current: int | None = None
+        self._switched = time.monotonic()
         self._quick = 0
         self._start_after = 0.0
         self._start_s = request.start_s
@@ -125,6 +128,11 @@ class Keeper:
         for term in [term for term in self.terms if term.end]:
             self._settle(term)
         self._choose()
+        # Not at once: a request may be on its way to where its sender has just seen the endpoint.
+        if self._current is not None and time.monotonic() - self._switched >= _SETTLE_S:
+            for term in self.terms:
+                if term.number < self._current:
+                    term.stop()
 
     def take_down(self, kind: str, cause: str) -> None:
         """End every term: those that wait at once, the others when their requests are answered."""
@@ -232,11 +240,8 @@ class Keeper:
         if not term.report.failures:
             self._start_s = term.report.ready_at - term.order.submitted
         self._up_again(term.report.ready_at)
-        # Before the one before it is told to end: no request must go there any more.
+        self._switched = time.monotonic()
         self.publish()
-        for other in self.terms:
-            if other.number != self._current and other.number < self._current:
-                other.stop()
 
     def _up_again(self, at: float) -> None:
         """Note how long the service was away, in what happened since it was last taken down."""
@@ -267,7 +272,7 @@ class Keeper:
             self._start()
 
     def _start(self) -> None:
-        number = self.files.next_number()
+        number = self.files.take_number()
         order = Order(
             number=number,
             key_file=self.service.key_file,

@@ -57,6 +57,10 @@ class Kubernetes:
     openshift_ca: bool = False
     run_as_user: int | None = None
     max_unavailable: int = 1
+    schedule_s: float = 600.0
+    drain_s: int = 300
+    client_cpus: int = 2
+    client_memory_gib: int = 8
     expose: Expose | None = None
 
     @property

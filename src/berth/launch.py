@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker
+from berth._client_launch import LocalFiles
 from berth.config import Network
 from berth.container import Container, Mount
 from berth.container_image import ensure_loaded, load_first
@@ -37,6 +39,7 @@ from berth.trial import SCRIPT, try_container
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from berth._client_launch import ResultFiles
     from berth.diagnose import KnownFailure
     from berth.nodemodel import Copied
     from berth.recipe import Recipe
@@ -102,6 +105,20 @@ class Deployed:
     def spread(self) -> bool:
         """Whether the job has more than one node, so that agents start the server."""
         return bool(self.request.deployment["nodes"] + self.request.deployment["client_nodes"] > 1)
+
+    @property
+    def worker(self) -> Path:
+        """The warm worker, where the client runs."""
+        return WORKER
+
+    @property
+    def files(self) -> ResultFiles:
+        """The client's results, where it runs."""
+        return LocalFiles()
+
+    def new_key(self) -> str:
+        """An API key for the next server. Nobody else knows it, and it dies with that server."""
+        return secrets.token_urlsafe(32)
 
     @property
     def exchange(self) -> Path:
@@ -198,8 +215,8 @@ class Deployed:
         )
         python = replace(python, env={**python.env, **CLIENT_ENV})
         program = replace(python, entrypoint=self.recipe.client(self.request.deployment["version"]).command[0])
-        secrets = {self.recipe.client_key: key} if self.recipe.client_key else {}
-        started = [self._command(each, secrets, token, role="client") for each in (python, program)]
+        hidden = {self.recipe.client_key: key} if self.recipe.client_key else {}
+        started = [self._command(each, hidden, token, role="client") for each in (python, program)]
         first, second = [self._on_node(each, node) for each in started] if node else started
         return first, second
 
@@ -216,13 +233,13 @@ class Deployed:
         )
 
     def _command(
-        self, container: Container, secrets: dict[str, str], token: str, role: Literal["server", "client"] = "server"
+        self, container: Container, hidden: dict[str, str], token: str, role: Literal["server", "client"] = "server"
     ) -> Command:
         return command(
             container,
             self.on,
             self.image,
-            secrets,
+            hidden,
             scratch=self.scratch,
             grace_s=self.request.settings["stop_grace_s"],
             token=token,
@@ -280,9 +297,9 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     Raises:
         BerthError: a receipt does not belong to the definition of the run, or what it names is not there.
     """
-    model = _receipt(request.model_receipt)
-    image = _receipt(request.image_receipt)
-    _same_model(request, model)
+    model = read_receipt(request.model_receipt)
+    image = read_receipt(request.image_receipt)
+    require_same_model(request, model)
     wanted = request.definition["image"]["digest"]
     if wanted and wanted not in (image["digest"], image.get("index_digest")):
         raise BerthError(
@@ -297,7 +314,7 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     dataset: dict[str, Any] = {}
     dataset_path = Path()
     if request.dataset_receipt:
-        dataset = _receipt(request.dataset_receipt)
+        dataset = read_receipt(request.dataset_receipt)
         dataset_path = Path(request.dataset_receipt).parent / dataset["path"]
         _require_there(dataset_path, request.dataset_receipt)
     scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
@@ -342,7 +359,12 @@ def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str
     return {name: environ[name] for name in recipe.further_secrets}
 
 
-def _receipt(path: str) -> dict[str, Any]:
+def read_receipt(path: str) -> dict[str, Any]:
+    """What a receipt says.
+
+    Raises:
+        BerthError: it is not there, or damaged.
+    """
     try:
         value: dict[str, Any] = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
@@ -350,7 +372,12 @@ def _receipt(path: str) -> dict[str, Any]:
     return value
 
 
-def _same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
+def require_same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
+    """Return when a staged model is the one that the run is defined with.
+
+    Raises:
+        BerthError: it is another one.
+    """
     wanted, source = request.definition["model"], receipt["source"]
     if not same_source(wanted, source):
         told = source.get("revision") or source.get("shape")

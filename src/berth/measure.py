@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ from berth.client import BenchClient, ClientFailed, open_client, warm_up_setting
 from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
-from berth.launch import WORKER
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.nodemodel import with_copies
 from berth.ready import wait_until_ready
@@ -91,8 +89,7 @@ class Session:
             ServerDied, BerthError: as serve(), wait_until_ready() and the client have it.
         """
         limit_s = ready_within_s(request.platform_settings["warn_s"])
-        # Nobody else knows it, and it dies with the server.
-        key = secrets.token_urlsafe(32)
+        key = deployed.new_key()
         nodes = deployed.job_nodes()
         own, rest = nodes[: request.deployment["nodes"]], nodes[request.deployment["nodes"] :]
         python, program = deployed.client(key, token, rest[0] if rest else None)
@@ -100,17 +97,18 @@ class Session:
             served(deployed, own, key=key, token=token) as server,
             open_client(
                 command_prefix=python.argv,
-                worker_path=WORKER,
+                worker_path=deployed.worker,
                 vllm_command=program.argv,
                 env=python.env,
                 secret_env=python.secret_env,
                 stop=python.stop,
                 log_path=deployed.client_log,
+                files=deployed.files,
                 mode=request.settings["client_mode"],
             ) as client,
         ):
             deployed = with_copies(deployed, server.copies)
-            settings = _bench_settings(deployed, request, server.base_url)
+            settings = _bench_settings(deployed, request, server.client_url)
             # The copy was made once for all servers of the sweep, before the first.
             copied = deployed.copied.events if deployed.copied and number == 1 else ()
             before = [(event, at - server.started) for event, at in copied]
@@ -260,7 +258,7 @@ class Session:
             client=self.client.describe(self.settings, level),
             wall=wall_since(started),
             version=self.client.version,
-            validity=died(failure["cause"]) if death else None,
+            validity=died(failure["cause"], replaced=death.replaced) if death else None,
             failure=failure,
         )
         return PointFailed(record, None, failure["cause"], death)

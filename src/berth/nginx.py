@@ -21,6 +21,8 @@ UPSTREAM, SERVER, CONF = "upstream.conf", "server.conf", "nginx.conf"
 # One failed attempt takes a backend out for this long; its next request is the probe.
 _FAIL_TIMEOUT_S = 10
 _CONNECT_S = 5
+# sun_path of unix(7), without its last byte.
+_LONGEST_SOCKET = 107
 # Of Debian and SUSE, and of Red Hat.
 _SYSTEM_CAS = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 
@@ -64,6 +66,8 @@ def server_block(target: Target, nginx: Nginx) -> str:
         f"# {target.name} at {nginx.base_url(target.name)}. Written by Berth; `snakemake access` makes it anew.\n"
         "# It stands in the http block: of nginx.conf beside it, or of the site's own NGINX.\n"
         f"upstream {name} {{\n"
+        "    # All workers know together which server has failed.\n"
+        f"    zone {name} 64k;\n"
         "    # Nothing but servers can stand in an included file here, so that its writer gets no other right.\n"
         f"    include {target.folder / UPSTREAM};\n"
         "}\n\n"
@@ -107,12 +111,7 @@ def server_block(target: Target, nginx: Nginx) -> str:
         "        default_type application/json;\n"
         f"        return 404 '{_error('Only /v1/ and /health are here.', 'not_found')}';\n"
         "    }\n"
-        "    error_page 502 504 = @down;\n"
-        "    location @down {\n"
-        "        default_type application/json;\n"
-        f"        add_header Retry-After {_FAIL_TIMEOUT_S} always;\n"
-        f"        return 502 '{_error(_down(target), 'service_unavailable')}';\n"
-        "    }\n"
+        f"{_down(target)}"
         "}\n"
     ) + _helpers(target, nginx)
 
@@ -128,7 +127,15 @@ def _tls(nginx: Nginx) -> str:
 
 
 def _down(target: Target) -> str:
-    return f"No server of {target.name} answers now: it starts, moves to another node, or is down. Try again later."
+    told = f"No server of {target.name} answers now: it starts, moves to another node, or is down. Try again later."
+    return (
+        "    error_page 502 504 = @down;\n"
+        "    location @down {\n"
+        "        default_type application/json;\n"
+        f"        add_header Retry-After {_FAIL_TIMEOUT_S} always;\n"
+        f"        return 502 '{_error(told, 'service_unavailable')}';\n"
+        "    }\n"
+    )
 
 
 def _error(message: str, kind: str) -> str:
@@ -162,6 +169,13 @@ def _helpers(target: Target, nginx: Nginx) -> str:
             f"        proxy_send_timeout {nginx.timeout_s}s;\n"
             f"{_verified(url.hostname or '', trusted) if url.scheme == 'https' else ''}"
             f"        proxy_pass {url.scheme}://{url.netloc};\n"
+            "    }\n"
+            "    # A connection closed without an answer is what counts as a failure of a POST. Routers answer\n"
+            "    # 503 for pods that are not there.\n"
+            "    proxy_intercept_errors on;\n"
+            "    error_page 502 503 504 = @closed;\n"
+            "    location @closed {\n"
+            "        return 444;\n"
             "    }\n"
             "}\n"
         )
@@ -210,11 +224,18 @@ def whole(target: Target) -> str:
 
 
 def check_paths(target: Target) -> None:
-    """Do nothing if NGINX can read the paths that its configuration would name.
+    """Do nothing if NGINX can use the paths that its configuration would name.
 
     Raises:
-        BerthError: a path holds a character that ends a word there.
+        BerthError: a path holds a character that ends a word there, or is too long for a socket.
     """
+    for member in target.members:
+        path = socket_of(target.run_dir, member.name)
+        if member.service.kubernetes and len(str(path)) > _LONGEST_SOCKET:
+            raise BerthError(
+                f"{path}: a socket's path has at most {_LONGEST_SOCKET} characters, and NGINX needs one to reach "
+                f"{member.name}. Choose a shorter paths.scratch."
+            )
     for path in (target.folder, target.run_dir):
         wrong = sorted(set(str(path)) & set(" ;{}\"'\\$#\n\t"))
         if wrong:

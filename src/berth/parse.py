@@ -10,6 +10,7 @@ from typing import Any
 
 from berth import access_settings
 from berth._schema import check, load_yaml, nearest
+from berth.analysis import compare_settings, statistics_settings
 from berth.config import (
     Accelerator,
     Benchmark,
@@ -81,6 +82,13 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         model=raw.get("model", ""),
         point=raw.get("point", ""),
         quick=_true(raw, "quick"),
+        experiment=raw.get("experiment", ""),
+        against=raw.get("against", ""),
+        only_runs=tuple(int(run) for run in raw.get("only_runs", ())),
+        baseline=str(raw.get("baseline", "")),
+        imports=raw.get("imports", ""),
+        compare=compare_settings(raw["compare"]) if "compare" in raw else None,
+        statistics=statistics_settings(raw["statistics"]) if "statistics" in raw else None,
     )
     _check_references(config, recipes)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,11 @@ from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
 from berth.image_request import request_of
 from berth.jobs import Jobs
+from berth.kubeplan import release_request
 from berth.parts import levels_of
+from berth.recipes import load_recipe
 from berth.record import peek
+from berth.rendering import Rendering, Use
 from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
 
@@ -170,7 +174,24 @@ class Plan:
             "results": config.results,
             "settings": asdict(config.sweep),
             "restarts": found.experiment.restarts,
+            "kubernetes": release_request(self.rendering(found)) if settings.kubernetes else {},
         }
+
+    def rendering(self, run: Run) -> Rendering:
+        """The deployment of a run as it would run, for this run's benchmark."""
+        config, deployment = self.config, run.deployment
+        results = self.root / config.results
+        dataset = results / "datasets" / run.benchmark.dataset / "sharegpt.json"
+        return Rendering(
+            deployment=deployment,
+            platform=config.platforms[deployment.platform],
+            model=config.models[deployment.model],
+            recipe=load_recipe(self.root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml"),
+            uses=(Use(run.experiment, asdict(run.benchmark), dataset, run.definition),),
+            root=self.root,
+            results=results,
+            python=sys.version_info[:2],
+        )
 
     def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """Reference, digest and kind of the image of a recipe's version on a platform."""

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import boto3
 from huggingface_hub import get_token
 
+from berth._doctor_kubernetes import kubernetes_checks
 from berth.disk import require_space
 from berth.errors import BerthError
+from berth.kubectl import Cluster
+from berth.kubeplan import require_releasable
+from berth.modules import with_modules
 from berth.network import check_certificates
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
     from berth.config import Deployment, Model, Platform
-    from berth.plan import Plan
+    from berth.plan import Plan, Run
 
 _CONNECT_S = 10.0
 _HUB = "https://huggingface.co"
@@ -37,10 +41,7 @@ def preflight(plan: Plan) -> None:
         return
     platform = plan.config.platforms[plan.config.platform]
     if platform.kubernetes:
-        raise BerthError(
-            f"config/platforms/{platform.name}.yaml: scheduler: kubernetes: this version of Berth measures nothing on "
-            "Kubernetes. `snakemake render` writes the values and the commands that put a server there by hand."
-        )
+        _check_kubernetes(plan, runs, platform)
     if platform.network:
         check_certificates(platform.network.ca_bundle, f"config/platforms/{platform.name}.yaml")
     results = plan.root / plan.config.results
@@ -59,7 +60,8 @@ def _check_model(model: Model, platform: Platform, results: Path) -> None:
         require_space(results, model.weights_bytes, f"The model {model.name}")
         if model.source == "hub":
             _check_hub(model)
-    require_space(Path(platform.models_dir).expanduser(), model.weights_bytes, f"The staged model {model.name}")
+    if not platform.kubernetes:
+        require_space(Path(platform.models_dir).expanduser(), model.weights_bytes, f"The staged model {model.name}")
     if platform.store.kind == "s3":
         where = f"config/platforms/{platform.name}.yaml: store"
         if boto3.Session().get_credentials() is None:
@@ -74,7 +76,7 @@ def _check_model(model: Model, platform: Platform, results: Path) -> None:
 
 def _check_image(image: dict[str, Any], deployment: Deployment, platform: Platform, results: Path) -> None:
     where = f"config/platforms/{platform.name}.yaml"
-    wanted = ("podman", "apptainer") if image["kind"] == "container" else ("process",)
+    wanted = ("podman", "apptainer", "kubernetes") if image["kind"] == "container" else ("process",)
     if platform.runtime not in wanted:
         what = "a container image" if image["kind"] == "container" else "an environment"
         raise BerthError(
@@ -87,6 +89,26 @@ def _check_image(image: dict[str, Any], deployment: Deployment, platform: Platfo
     if platform.registry and image["kind"] == "container" and not (mirrored.exists() and staged.exists()):
         remedy = "Correct it, or ask the registry's operators."
         _check_answers(f"https://{platform.registry.host}", f"{where}: registry.host", remedy)
+
+
+def _check_kubernetes(plan: Plan, runs: list[Run], platform: Platform) -> None:
+    settings = platform.kubernetes
+    assert settings is not None
+    for run in runs:
+        require_releasable(plan.rendering(run))
+    where = f"config/platforms/{platform.name}.yaml: modules"
+    environ = with_modules(platform.modules, os.environ, where=where)
+    for found in kubernetes_checks(settings, (), environ):
+        if found.status == "FAIL":
+            raise BerthError(f"{found.what}. What to do: {found.remedy}.")
+    if not all(environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")):
+        cluster = Cluster(settings.context, settings.namespace, environ)
+        if not cluster.get("secrets", settings.store_secret):
+            raise BerthError(
+                f"config/platforms/{platform.name}.yaml: kubernetes.store_secret: there is no secret "
+                f"{settings.store_secret} with the store's credentials for pods, and AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY are not set, from which a sweep makes its own. Export them, or make the secret."
+            )
 
 
 def _check_hub(model: Model) -> None:

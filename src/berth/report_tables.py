@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from berth.report_words import Group
 
 Row = dict[str, Any]
+_NEEDED = (
+    *("source", "experiment", "platform", "platform_label", "deployment", "spec", "run", "host", "job_id"),
+    *("concurrency", "status", "reason_codes", "failure_kind", "failure_cause", "duration_s", "start", "end"),
+)
 
 
 def comparison(each: Shown) -> list[Row]:
@@ -59,10 +63,10 @@ def _compared(experiment: str, one: Group, other: Group) -> list[Row]:
 def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
     """One row per reason of every point that was flagged, was refused or broke off, with cause, remedy and log."""
     rows: list[Row] = []
-    for number, status in enumerate(each.rows["status"]):
+    for point in _points(each):
+        status = point["status"]
         if status in {"ok", "not_run"}:
             continue
-        point = each.rows.iloc[number]
         told = provenance["doubts"].get(_key(point), {}) if point["source"] == "measured" else {}
         failure = told.get("failure") or {}
         base = {
@@ -76,8 +80,8 @@ def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
             {
                 "code": r["code"],
                 "found": r["message"],
-                "value": _number(r["value"]),
-                "threshold": _number(r["threshold"]),
+                "value": _number(r.get("value")),
+                "threshold": _number(r.get("threshold")),
             }
             for r in told.get("reasons") or []
         ]
@@ -94,39 +98,49 @@ def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
 
 def runs(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
     """One row per measured run: where and when, what served it, how many points of each status."""
-    measured = each.rows[each.rows["source"] == "measured"]
+    measured: dict[tuple[str, str, int], list[Row]] = {}
+    for point in _points(each):
+        if point["source"] == "measured":
+            measured.setdefault((point["platform"], point["spec"], int(point["run"])), []).append(point)
     rows = []
-    for key, points in measured.groupby(["platform", "spec", "run"], sort=True):
-        platform, spec, run = str(key[0]), str(key[1]), int(str(key[2]))
-        noted = provenance["runs"].get(RunId(each.asked.name, platform, spec, run).key, {})
-        servers = noted.get("servers", [])
-        started = [
-            max(
-                (float(event["elapsed_s"]) for event in server.get("timeline") or [] if event["event"] == "warmed_up"),
-                default=None,
-            )
+    for (platform, spec, run), points in sorted(measured.items()):
+        servers = provenance["runs"].get(RunId(each.asked.name, platform, spec, run).key, {}).get("servers", [])
+        warm_s = [
+            float(event["elapsed_s"])
             for server in servers
+            for event in server.get("timeline") or []
+            if event["event"] == "warmed_up"
         ]
+        statuses = [point["status"] for point in points]
         rows.append(
             {
                 "experiment": each.asked.name,
-                "platform": _text(points["platform_label"].iloc[0]),
-                "deployment": _text(points["deployment"].iloc[0]),
+                "platform": _text(points[0]["platform_label"]),
+                "deployment": _text(points[0]["deployment"]),
                 "spec": spec,
                 "run": run,
-                "hosts": ", ".join(sorted({str(host) for host in points["host"].dropna()})),
-                "jobs": ", ".join(sorted({str(job) for job in points["job_id"].dropna()})),
+                "hosts": _all_of(points, "host"),
+                "jobs": _all_of(points, "job_id"),
                 "servers": len(servers),
-                "start to warm, s": next((value for value in started if value is not None), None),
-                "points": int(points["status"].isin(PLOTTED).sum()),
-                "flagged": int((points["status"] == "flagged").sum()),
-                "failed": int(points["status"].isin(["failed", "crashed"]).sum()),
-                "measured, s": float(points["duration_s"].fillna(0).sum()),
-                "first": _text(points["start"].dropna().min() if points["start"].notna().any() else None),
-                "last": _text(points["end"].dropna().max() if points["end"].notna().any() else None),
+                "start to warm, s": warm_s[0] if warm_s else None,
+                "points": sum(status in PLOTTED for status in statuses),
+                "flagged": statuses.count("flagged"),
+                "failed": statuses.count("failed") + statuses.count("crashed"),
+                "measured, s": sum(0.0 if pd.isna(p["duration_s"]) else float(p["duration_s"]) for p in points),
+                "first": min((text for p in points if (text := _text(p["start"]))), default=""),
+                "last": max((text for p in points if (text := _text(p["end"]))), default=""),
             }
         )
     return rows
+
+
+def _points(each: Shown) -> list[Row]:
+    """The rows with what these tables need of them, as plain values: pandas is slow at thousands of single cells."""
+    return [{str(name): value for name, value in row.items()} for row in each.rows[list(_NEEDED)].to_dict("records")]
+
+
+def _all_of(points: Sequence[Row], name: str) -> str:
+    return ", ".join(sorted({text for point in points if (text := _text(point[name]))}))
 
 
 def packed(rows: Sequence[Row]) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class Running(Protocol):
     def base_url(self) -> str:
         """Its address without a path."""
 
+    @property
+    def client_url(self) -> str:
+        """The same as the benchmark client reaches it."""
+
     def alive(self) -> bool:
         """Whether everything that was started still runs. Cheap: it is asked several times a second."""
 
@@ -126,7 +130,11 @@ class ServerDied(BerthError):  # noqa: N818 - what happened, as sweeps report it
 
     kind = "crash"
 
-    def __init__(self, diagnosis: Diagnosis, log_path: Path, returncode: int | None = None) -> None:
+    def __init__(
+        self, diagnosis: Diagnosis, log_path: Path, returncode: int | None = None, *, replaced: bool = False
+    ) -> None:
+        # Another one runs in its place already.
+        self.replaced = replaced
         # Shells and container runtimes give a signal as 128 and its number.
         self.signalled = returncode is not None and (returncode < 0 or returncode > 128)
         self.cause = diagnosis.cause
@@ -181,6 +189,11 @@ class Server:
         """The address of the server without a path, such as "http://127.0.0.1:8000"."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.launch.host, self.launch.host)  # noqa: S104
         return f"http://[{host}]:{self.launch.port}" if ":" in host else f"http://{host}:{self.launch.port}"
+
+    @property
+    def client_url(self) -> str:
+        """The same: the client is on this node."""
+        return self.base_url
 
     @property
     def returncode(self) -> int | None:

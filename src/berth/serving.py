@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from berth import services
 from berth.errors import BerthError
+from berth.filelocks import exclusive
 from berth.fsio import write_text
 from berth.holder import Identity
 from berth.keeper import Keeper
@@ -136,7 +137,11 @@ def _stage(request: ServeRequest, log: Path) -> None:
     """Have model and image staged, by a Snakemake of its own: its locks end with it."""
     logger.info("staging model and image; what Snakemake says: %s", log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as told:
+    # One after the other: two Snakemakes that make the same receipt would refuse each other.
+    with (
+        exclusive(Path(request.results) / "services/staging.lock", "staging for a served deployment"),
+        log.open("wb") as told,
+    ):
         done = subprocess.run(
             nested(request.argv, request.staged), stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False
         )

@@ -13,6 +13,7 @@ from berth.container_image import stage_container
 from berth.errors import BerthError
 from berth.image import default_cache_dir, stage_environment
 from berth.image_request import ImageRequest
+from berth.kubestage import note_image, note_model
 from berth.mirror import mirror_image
 from berth.modules import with_modules
 from berth.pins import LOCKS
@@ -69,7 +70,7 @@ def push(
     data_dir: str,
 ) -> None:
     """Upload a model; `store` has the fields of config.Store, `data_dir` holds an embedded store's data."""
-    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
+    with _endpoint(store, data_dir) as endpoint:
         push_model(
             model_dir=Path(model_dir),
             manifest_path=Path(manifest),
@@ -82,9 +83,21 @@ def push(
         )
 
 
-def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str) -> None:
-    """Bring a model from the store into `models_dir`/ORG/NAME."""
-    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
+def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str, pushed: str = "") -> None:
+    """Bring a model from the store into `models_dir`/ORG/NAME.
+
+    Where that is a folder of pods, which bring it themselves, `pushed` is the receipt of push(), else "".
+    """
+    if pushed:
+        note_model(
+            store=store,
+            prefix=model_prefix(store, repo),
+            dest=f"{models_dir.rstrip('/')}/{repo}",
+            pushed=Path(pushed),
+            receipt=Path(receipt),
+        )
+        return
+    with _endpoint(store, data_dir) as endpoint:
         stage_model(
             dest=Path(models_dir).expanduser() / repo,
             receipt_path=Path(receipt),
@@ -94,8 +107,8 @@ def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, da
 
 
 def would_move(*, store: dict[str, Any], models: list[dict[str, str]], models_dir: str, data_dir: str) -> None:
-    """Print what push and stage would move of each model: {repo, model_dir, manifest}."""
-    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
+    """Print what push and stage would move of each model: {repo, model_dir, manifest}; `models_dir` is "" for pods."""
+    with _endpoint(store, data_dir) as endpoint:
         for model in models:
             repo, manifest = model["repo"], Path(model["manifest"])
             dest = Path(models_dir).expanduser() / repo
@@ -110,8 +123,10 @@ def would_move(*, store: dict[str, Any], models: list[dict[str, str]], models_di
                     delete_extra=store.get("delete_extra", False),
                 )
                 pushed = _would(push_now, endpoint, "everything: there is no such bucket yet")
-            stage_now = partial(stage_model, dest=dest, **_staging(store, repo))
-            staged = _would(stage_now, endpoint, "the model has to be pushed first")
+            staged = "pods bring it"
+            if models_dir:
+                stage_now = partial(stage_model, dest=dest, **_staging(store, repo))
+                staged = _would(stage_now, endpoint, "the model has to be pushed first")
             print(f"{repo}\n  push_model:  {pushed}\n  stage_model: {staged}")
 
 
@@ -175,5 +190,8 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
         )
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
+    if asked.runtime == "kubernetes":
+        note_image(asked, Path(receipt), Path(mirrored) if mirrored else None)
+        return
     with terminate_as_exception(), _modules(asked):
         stage_container(asked, Path(receipt), Path(mirrored) if mirrored else None)

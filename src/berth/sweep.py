@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.coordinates import RunId
 from berth.errors import BerthError
+from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
 from berth.lease import LeaseLost, lease
 from berth.measure import PointFailed, Session
@@ -60,6 +61,8 @@ class SweepRequest:
     results: str
     settings: dict[str, Any]
     restarts: int
+    # What kubeplan.release_request has of the deployment; empty on other platforms.
+    kubernetes: dict[str, Any] = field(default_factory=dict)
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""
@@ -109,6 +112,10 @@ def _sweep(request: SweepRequest) -> None:
             logger.info("%s: nothing is missing", request.id.key)
             return
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
+        if request.kubernetes:
+            with released(request, host, token, spool.folder) as on_cluster:
+                _Sweep(request, spool, held, token, on_cluster).run(missing)
+            return
         deployed = prepare(request, host)
         with contextlib.ExitStack() as stack:
             stack.callback(_end_containers, held, request)
@@ -135,11 +142,12 @@ class _Sweep:
     lost_s: list[float] = field(default_factory=list)
 
     def run(self, missing: list[int]) -> None:
-        progress = SweepProgress(list(missing))
+        progress = SweepProgress(list(missing), file=self.spool.progress)
         started = time.monotonic()
         left = list(missing)
         try:
             for instance in range(1, self.request.restarts + 2):
+                progress.server(instance)
                 try:
                     self._one_server(instance, left, progress)
                 except StartFailed as error:
@@ -163,6 +171,7 @@ class _Sweep:
         else:
             self.spool.release()
         finally:
+            progress.end()
             wall_s = time.monotonic() - started
             if self.measured_s:
                 lost = f", {sum(self.lost_s) / len(self.lost_s):.2f} s lost per point" if self.lost_s else ""
@@ -231,7 +240,7 @@ class _Sweep:
                 self.held.check()
                 self.spool.fail(level, failed.record, failed.requests)
                 left.pop(0)
-                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}")
+                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}", failed=True)
                 if failed.death is not None:
                     raise failed.death from None
                 continue

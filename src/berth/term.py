@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from berth.binding import at_interface
 from berth.config import ServiceSettings
 from berth.errors import BerthError
 from berth.fleet import served
@@ -118,7 +119,7 @@ class _Term:
             host = Host.here(self.launch.platform_settings, self.request.platform)
             self._tell(podman=host.podman)
             self._clean(host, grace_s)
-            deployed = prepare(self.launch, host)
+            deployed = prepare(at_interface(self.launch), host)
             # Where the server is on several nodes, the agent of each looks at its own.
             if not deployed.spread:
                 deployed.check_node(self.token)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth.errors import BerthError
-from berth.fsio import write_json
+from berth.fsio import write_json, write_text
 from berth.holder import Identity, Leftover
 
 if TYPE_CHECKING:
@@ -151,8 +151,10 @@ class TermFiles:
 
     def settle(self, number: int) -> None:
         """Take back the order of a term that has ended, and remove what only it needed."""
-        for suffix in (".order.json", ".done"):
-            (self.folder / f"t{number}{suffix}").unlink(missing_ok=True)
+        (self.folder / f"t{number}.order.json").unlink(missing_ok=True)
+        # A job makes its marker after it has told its end, so that the last one goes with the next.
+        for marker in self.folder.glob("t*.done"):
+            marker.unlink(missing_ok=True)
         for old in self.reported()[:-_KEPT]:
             self.report_path(old).unlink(missing_ok=True)
 
@@ -164,13 +166,16 @@ class TermFiles:
         """Numbers of the terms that told something."""
         return sorted(number for number, path in self._files() if not path.name.endswith(".order.json"))
 
-    def next_number(self) -> int:
-        """A number that no term had."""
-        return max((number for number, _ in self._files()), default=0) + 1
+    def take_number(self) -> int:
+        """A number that no term had and none will have; only the holder of the lease asks for one.
 
-    def marker(self, number: int) -> Path:
-        """What the job of a term makes when it ended as it was told."""
-        return self.folder / f"t{number}.done"
+        A term that never told anything leaves no file, but a log and perhaps a lock of Snakemake's.
+        """
+        path = self.folder / "last"
+        last = int(path.read_text()) if path.exists() else 0
+        number = max([last, *(number for number, _ in self._files())]) + 1
+        write_text(path, f"{number}\n")
+        return number
 
     def _files(self) -> list[tuple[int, Path]]:
         with contextlib.suppress(FileNotFoundError):

@@ -15,6 +15,7 @@ from berth.columns import BY_NAME, COLUMNS, LATENCIES, POINT_KEY, STATISTICS
 from berth.errors import BerthError
 from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
+from berth.imported import imported_row
 from berth.record import read_record, result_value
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ def tidy_records(
     failure_paths: Sequence[Path],
     not_run: Iterable[Mapping[str, Any]] = (),
     platform_labels: Mapping[str, str] | None = None,
+    imported: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """One row per point, sorted by experiment, platform, deployment, spec, run and concurrency.
 
     A point that has a record is taken from it. One that has none is taken from its failure, and one that has neither
     from `not_run`, whose mappings hold column names and at least the point's coordinates. `platform_labels` are the
-    names for people; a platform without one gets its own name with a capital letter.
+    names for people; a platform without one gets its own name with a capital letter. `imported` are points that other
+    tools measured (berth.imported).
 
     Raises:
         BerthError: a file is truncated, foreign or of a newer schema, holds text where a number belongs, or is the
@@ -68,8 +71,7 @@ def tidy_records(
     for path in failure_paths:
         row = _row(path, read_record(path))
         rows.setdefault(_key(row), row)
-    for given in not_run:
-        row = _not_run(given)
+    for row in [*map(imported_row, imported), *map(_not_run, not_run)]:
         rows.setdefault(_key(row), row)
     for row in rows.values():
         platform = str(row["platform"])

@@ -30,7 +30,7 @@ def copy_model(source: Path, dest: Path, manifest: Manifest, manifest_bytes: byt
         BerthError: a file of the source is missing or not what the manifest says.
         OSError: the disk.
     """
-    partial = staging.resume(dest, manifest, manifest_bytes)
+    partial = staging.resume(dest, manifest, manifest_bytes, durable=True)
     missing = [entry for entry in manifest.files if not (partial / entry.path).exists()]
     stop = threading.Event()
     with ThreadPoolExecutor(_AT_ONCE) as pool:

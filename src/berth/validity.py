@@ -96,9 +96,12 @@ def judge(observed: Observed, thresholds: Thresholds) -> Judgement:
     return Judgement("flagged" if reasons else "accepted", reasons)
 
 
-def died(cause: str) -> dict[str, Any]:
-    """The `validity` of a point whose server did not live to its end, so that there is nothing else to judge."""
-    return Judgement("refused", (Reason("engine_died", cause),)).as_dict()
+def died(cause: str, *, replaced: bool = False) -> dict[str, Any]:
+    """The `validity` of a point whose server did not live to its end, so that there is nothing else to judge.
+
+    `replaced` says that another one runs in its place already, as on Kubernetes.
+    """
+    return Judgement("refused", (Reason("server_restarted" if replaced else "engine_died", cause),)).as_dict()
 
 
 def _refusals(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:

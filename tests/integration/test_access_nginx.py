@@ -9,9 +9,11 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -24,12 +26,12 @@ from berth.errors import BerthError
 from berth.processes import new_token
 from berth.ready import Checks, wait_until_ready
 from berth.serve import serve
+from berth.services import KubernetesPlace
 from berth.sockets import free_port
 from berth.tinymodel import generate_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from berth.access_target import Target
 
@@ -198,7 +200,8 @@ def test_its_own_nginx_follows_by_itself(tmp_path: Path) -> None:
                 stderr=log,
             )
         try:
-            until(lambda: answers(port))
+            # `nginx -t` listens for a moment too.
+            until((target.run_dir / "followed").exists)
             assert post(port)[1]["port"] == first.port
             here.serve("a", second.port)
             refresh(here.path / "results", "local", "a")
@@ -269,6 +272,26 @@ def test_a_post_that_was_sent_is_not_sent_again(tmp_path: Path) -> None:
         thread.join()
     assert sorted(statuses) == [200, 200, 200, 502]
     assert len(first.seen) == 3
+
+
+def test_a_route_beside_a_node(tmp_path: Path, certificate: Path) -> None:
+    """A node's HTTP and a Route's verified HTTPS are one upstream; one with another certificate is taken out."""
+    here = site(tmp_path, deployments=2)
+    scratch = Path(tempfile.mkdtemp(prefix="berth-", dir="/tmp"))
+    with running() as node, running(certificate=certificate) as route:
+        here.serve("a", node.port)
+        for host, answering in (("localhost", {node.port, route.port}), ("127.0.0.1", {node.port})):
+            here.scratch(str(scratch), network={"ca_bundle": str(certificate / "cert.pem")})
+            place = KubernetesPlace("", "genai", "b", "b", 80, f"https://{host}:{route.port}")
+            here.serve("b", 0, endpoint=None, instances=(), kubernetes=place)
+            with proxied(here.written("a,b")) as port:
+                # A failed handshake costs one request, which may have been sent as far as NGINX knows.
+                found = [post(port) for _ in range(8)]
+                assert [status for status, _ in found].count(502) == 2 - len(answering)
+                assert {answer["port"] for status, answer in found if status == 200} == answering
+        assert route.seen[0]["Host"] == f"localhost:{route.port}"
+        assert route.seen[0]["Authorization"] == f"Bearer {KEY}"
+    shutil.rmtree(scratch)
 
 
 @pytest.mark.vllm

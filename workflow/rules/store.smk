@@ -42,6 +42,8 @@ rule stage_model:
         store=lambda w: BERTH.platforms[w.platform].store.of_rules,
         repo=lambda w: BERTH.models[w.model].repo,
         models_dir=lambda w: BERTH.platforms[w.platform].models_dir,
+        # Then pods bring it, and this only compares the store with what was pushed.
+        in_pods=lambda w: BERTH.platforms[w.platform].kubernetes is not None,
         data_dir=f"{RESULTS}/seaweedfs",
     script:
         "../scripts/stage_model.py"
@@ -55,7 +57,11 @@ rule would_move:
     params:
         store=lambda w: store_of(BERTH.platform),
         models=lambda w: models_to_move(),
-        models_dir=lambda w: BERTH.platforms[BERTH.platform].models_dir,
+        models_dir=lambda w: (
+            ""
+            if BERTH.platforms[BERTH.platform].kubernetes
+            else BERTH.platforms[BERTH.platform].models_dir
+        ),
         data_dir=f"{RESULTS}/seaweedfs",
     script:
         "../scripts/would_move.py"

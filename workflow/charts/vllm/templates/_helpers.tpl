@@ -255,6 +255,19 @@ spec:
         {{- include "vllm.probe" (dict "root" . "probe" .Values.readinessProbe) | trim | nindent 8 }}
       livenessProbe:
         {{- include "vllm.probe" (dict "root" . "probe" .Values.livenessProbe) | trim | nindent 8 }}
+      {{- if .Values.drainSeconds }}
+      lifecycle:
+        preStop:
+          exec:
+            # The first seconds are for what still sends requests here; then requests are counted until there are none.
+            command:
+              - python3
+              - -c
+              - |
+                {{- .Files.Get "files/drain.py" | nindent 16 }}
+              - {{ .Values.drainSeconds | quote }}
+              - {{ .Values.containerPort | quote }}
+      {{- end }}
       resources:
         {{- toYaml .Values.resources | nindent 8 }}
       securityContext:

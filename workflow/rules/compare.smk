@@ -1,0 +1,52 @@
+# Whether numbers can be believed: points against others or a baseline, and their spread over runs. These rules have no
+# output, so that they always look; what is missing of the experiment is measured first, unless `partial` is set.
+#
+# Inputs:  results/points/, results/failures/, results/imported/, data/published/, files that the user names
+# Outputs: results/compare/{experiment}/{against}/comparison.*, results/baselines/{name}.json,
+#          results/statistics/{experiment}/statistics.* and bands.*
+
+
+localrules:
+    compare,
+    baseline,
+    statistics,
+
+
+# Exit code 1 where something is slower than allowed.
+rule compare:
+    input:
+        measured_first(BERTH.experiment),
+    log:
+        f"{RESULTS}/logs/compare.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=lambda w: BERTH,
+    script:
+        "../scripts/compare.py"
+
+
+rule baseline:
+    input:
+        measured_first(BERTH.experiment),
+    log:
+        f"{RESULTS}/logs/baseline.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=lambda w: BERTH,
+    script:
+        "../scripts/baseline.py"
+
+
+rule statistics:
+    input:
+        measured_first(BERTH.experiment),
+    log:
+        f"{RESULTS}/logs/statistics.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=lambda w: BERTH,
+    script:
+        "../scripts/statistics.py"
