@@ -61,11 +61,13 @@ include: "workflow/rules/figures.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/import.smk"
 include: "workflow/rules/serve.smk"
 include: "workflow/rules/access.smk"
 include: "workflow/rules/doctor.smk"
 include: "workflow/rules/exchange.smk"
 include: "workflow/rules/custody.smk"
+include: "workflow/rules/bundle.smk"
 
 
 onstart:

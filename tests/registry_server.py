@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -120,6 +120,30 @@ class RegistryServer:
                 return f"sha256:{hashlib.sha256(answer.read()).hexdigest()}"
         except urllib.error.HTTPError:
             return None
+
+    def manifest(self, name: str, tag: str, kind: str) -> dict[str, Any]:
+        """The manifest of a tag."""
+        with self._open("GET", f"{name}/manifests/{tag}", accept=kind) as answer:
+            value: dict[str, Any] = json.loads(answer.read())
+        return value
+
+    def put_manifest(self, name: str, tag: str, manifest: dict[str, Any], kind: str) -> None:
+        """Push a manifest whose blobs are there."""
+        self._open("PUT", f"{name}/manifests/{tag}", body=json.dumps(manifest).encode(), kind=kind).close()
+
+    def blob(self, name: str, digest: str) -> bytes:
+        """A small blob."""
+        with self._open("GET", f"{name}/blobs/{digest}") as answer:
+            return answer.read()
+
+    def put_blob(self, name: str, data: bytes) -> str:
+        """Push a small blob; its digest."""
+        digest = f"sha256:{_sha256(data)}"
+        with self._open("POST", f"{name}/blobs/uploads/", body=b"") as answer:
+            place = answer.headers["Location"].split("/v2/", 1)[1]
+        mark = "&" if "?" in place else "?"
+        self._open("PUT", f"{place}{mark}digest={digest}", body=data, kind="application/octet-stream").close()
+        return digest
 
     def _open(
         self, method: str, path: str, *, body: bytes | None = None, accept: str = "", kind: str = ""

@@ -94,7 +94,7 @@ def _needed(runs: int | None, cv: float | None) -> str:
 
 def _warnings(groups: tuple[Group, ...]) -> list[str]:
     told = []
-    few = [f"{group.label} {group.runs}" for group in groups if group.runs < _FEW_RUNS]
+    few = [f"{group.label} {group.runs}" for group in groups if 0 < group.runs < _FEW_RUNS]
     if few:
         told.append(
             f"\nFew runs ({', '.join(few)}): whether they are normally distributed cannot be looked at, and an "

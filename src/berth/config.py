@@ -101,6 +101,8 @@ class Store:
         Snakemake runs a rule again when its parameters change, and a new Berth must move nothing again.
         """
         values = asdict(self)
+        # Where points are does not concern them.
+        del values["results_prefix"]
         unset = {each.name: each.default for each in fields(self) if each.name not in _FIRST_STORE_FIELDS}
         return {name: value for name, value in values.items() if name not in unset or value != unset[name]}
 
@@ -368,6 +370,8 @@ class Config:
     model: str = ""
     point: str = ""
     quick: bool = False
+    bundle: str = ""
+    bundle_wheels: bool = True
     experiment: str = ""
     against: str = ""
     only_runs: tuple[int, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from berth.custody_model import ModelChain, ModelPlaces, model_chain
 from berth.custody_point import PointPlaces, point_chain
 from berth.errors import BerthError
 from berth.fsio import write_json, write_text
+from berth.s3 import error_code
 from berth.stages import model_prefix, opened
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
+_ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,24 @@ def _store(request: CustodyRequest) -> Iterator[s3.Store | str]:
         store: s3.Store | str
         try:
             store = stack.enter_context(opened(request.store, request.data_dir))
+            _require_answer(store)
         except BerthError as error:
             store = str(error)
         yield store
+
+
+def _require_answer(store: s3.Store) -> None:
+    """Do nothing if the store answers, whatever it says; asked once, and not with the patience of a transfer.
+
+    Raises:
+        BerthError: it cannot be reached.
+    """
+    try:
+        with replace(store, max_attempts=_ATTEMPTS).client("when_required") as client:
+            client.list_objects_v2(Bucket=store.bucket, MaxKeys=1)
+    except BerthError as error:
+        if error_code(error) is None:
+            raise
 
 
 def _write(report: Path, chains: list[Chain]) -> None:

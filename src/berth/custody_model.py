@@ -10,14 +10,14 @@ import hashlib
 import json
 import os
 import socket
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import s3
 from berth.custody_link import Chain
+from berth.custody_witness import Witnesses
 from berth.errors import BerthError
 from berth.hub import hub_repo, list_files
 from berth.manifest import Manifest, parse_manifest, tree_problems
@@ -86,45 +86,10 @@ class ModelChain:
     manifest: Manifest | None
 
 
-@dataclass
-class _Witnesses:
-    """Who says which manifest the model has."""
-
-    says: dict[str, str] = field(default_factory=dict)
-    texts: dict[str, bytes] = field(default_factory=dict)
-
-    def heard(self, who: str, text: bytes) -> None:
-        sha256 = hashlib.sha256(text).hexdigest()
-        self.says[who] = sha256
-        self.texts[sha256] = text
-
-    def receipt(self, path: Path) -> str | None:
-        """Add what a receipt says; a problem where it cannot be read."""
-        try:
-            self.says[str(path)] = str(json.loads(path.read_bytes())["manifest"]["sha256"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{path}: no readable receipt ({error})"
-        return None
-
-    def verdict(self) -> tuple[str | None, list[str]]:
-        """The SHA-256 that most say, and who says otherwise."""
-        counted = Counter(self.says.values()).most_common(2)
-        if not counted:
-            return None, []
-        if len(counted) == 2 and counted[0][1] == counted[1][1]:
-            return None, [f"{who} says {sha256}" for who, sha256 in self.says.items()]
-        agreed = counted[0][0]
-        return agreed, [
-            f"{who}: SHA-256 {each} instead of {agreed}" for who, each in self.says.items() if each != agreed
-        ]
-
-
 def model_chain(places: ModelPlaces, store: s3.Store | str) -> ModelChain:
     """Every link of a model that can be checked from here; `store` is a reason where the store cannot be asked."""
     chain = Chain(f"model {places.name} ({places.repo}) on {places.platform}")
-    witnesses = _Witnesses()
+    witnesses = Witnesses()
     for path in (places.results / "models" / places.name / "manifest.json", *map(staged_manifest, _folders(places))):
         if path.is_file():
             witnesses.heard(str(path), path.read_bytes())
@@ -232,7 +197,7 @@ class _Files:
             self.chain.add(name, "cannot be checked", f"{folder} is not here: {absent}")
             return
         problems = tree_problems(folder, self.manifest, checksums=not self.quick)
-        fine = f"{folder}, {_count(self.manifest)} {'by size' if self.quick else 'by SHA-256'}"
+        fine = f"{folder}, {len(self.manifest.files)} files {'by size' if self.quick else 'by SHA-256'}"
         self.chain.compared(name, [f"{folder}/{each.path} {each.detail}" for each in problems], fine)
 
 
@@ -251,8 +216,17 @@ def _from_store(places: ModelPlaces, store: s3.Store | str) -> _InStore:
     try:
         return _InStore(s3.read_object(store, manifest_key(places.prefix))[0])
     except BerthError as error:
-        pushed = (places.results / "store" / places.platform / f"{places.name}.json").exists()
-        return _InStore(why_not=str(error), lost=pushed and s3.error_code(error) in {"NoSuchKey", "404"})
+        lost = s3.error_code(error) in {"NoSuchKey", "404"} and _was_pushed(places)
+        return _InStore(why_not=str(error), lost=lost)
+
+
+def _was_pushed(places: ModelPlaces) -> bool:
+    receipt = places.results / "store" / places.platform / f"{places.name}.json"
+    try:
+        # A bundle writes one too, for a model that never was in a store.
+        return bool(json.loads(receipt.read_bytes())["action"] == "push")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _objects(chain: Chain, places: ModelPlaces, store: s3.Store, manifest: Manifest) -> None:
@@ -265,7 +239,7 @@ def _objects(chain: Chain, places: ModelPlaces, store: s3.Store, manifest: Manif
         chain.add("objects in the store", "cannot be checked", str(error))
         return
     how = "by size and kept SHA-256" if places.quick else "read again, by SHA-256"
-    chain.compared("objects in the store", problems, f"{store}, {places.prefix}/: {_count(manifest)} {how}")
+    chain.compared("objects in the store", problems, f"{store}, {places.prefix}/: {len(manifest.files)} files {how}")
 
 
 def _object_checker(client: Any, store: s3.Store, places: ModelPlaces) -> Callable[[FileEntry], str | None]:
@@ -295,7 +269,3 @@ def _digest(body: Any) -> str:
     for chunk in body.iter_chunks(_CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _count(manifest: Manifest) -> str:
-    return f"{len(manifest.files)} files"

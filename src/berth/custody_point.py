@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from berth.custody_model import ModelChain
 
+_COPIES = {"node": "the node's own copy", "shared": "the staged files", "volume": "a volume of the cluster"}
 _OLD = "the record is of before `custody` existed"
 
 
@@ -161,7 +162,7 @@ def _model(
         wrong = f"{told}: the record says manifest SHA-256 {said}, and here it is {known.manifest_sha256}"
         chain.add("model", "broken" if here else "cannot be checked", wrong if here else f"measured elsewhere. {wrong}")
         return None
-    copy = "the node's own copy" if custody["model"]["copy"] == "node" else "the staged files"
+    copy = _COPIES.get(custody["model"]["copy"], custody["model"]["copy"])
     chain.add("model", "ok", f"{told}, manifest SHA-256 {said}, served from {copy}")
     return known
 

@@ -68,6 +68,7 @@ class Patient:
     modules: list[str]
     storage: str
     ca_bundle: str = ""
+    node_models_dir: str = ""
     registry: str = ""
     kubernetes: dict[str, Any] | None = None
     secrets: list[str] = field(default_factory=list)
@@ -100,6 +101,7 @@ def patient_of(
         "models_dir": platform.models_dir,
         "images_dir": platform.images_dir,
         "scratch_dir": platform.scratch_dir,
+        "node_models_dir": platform.node_models_dir,
         "results": config.results,
         "store": asdict(platform.store),
         "queue": asdict(platform.queue) if platform.queue else None,
@@ -138,6 +140,8 @@ def examine(patient: Patient, environ: Mapping[str, str]) -> Iterator[Result]:
     models_dir = Path(patient.models_dir).expanduser()
     staged = all((models_dir / repo).exists() for repo in patient.hub_models)
     yield hub_check(patient.hub_models, patient.gated, staged=staged)
+    if patient.scheduler == "kubernetes":
+        return  # The port is a pod's own.
     yield port_check(patient.host, (patient.ports[0], patient.ports[1]), patient.platform)
 
 
@@ -185,7 +189,10 @@ def _folders(patient: Patient) -> Iterator[Result]:
     if patient.scheduler == "kubernetes":
         # Its paths are inside pods.
         shared = {"results": results}
-    yield from folder_checks(shared, Path(patient.scratch_dir).expanduser(), several_nodes=several)
+    own = {"paths.scratch": Path(patient.scratch_dir).expanduser()}
+    own |= {"paths.node_models": Path(patient.node_models_dir)} if patient.node_models_dir else {}
+    own = {} if patient.scheduler == "kubernetes" else own
+    yield from folder_checks(shared, own, several_nodes=several)
     downloads = {name: (f"{name}/manifest.json", size) for name, size in patient.downloads.items()}
     stores = [Store("results", results / "models", downloads)]
     if patient.scheduler != "kubernetes":

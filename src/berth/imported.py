@@ -15,7 +15,7 @@ from berth.errors import BerthError
 from berth.fsio import canonical_json, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 FOLDER = "imported"
@@ -47,26 +47,32 @@ def imported_path(results: Path, point: Mapping[str, Any]) -> Path:
     )
 
 
-def write_imported(results: Path, record: Mapping[str, Any]) -> tuple[Path, bool]:
-    """Keep an imported point: its file, and whether it is new.
+def write_imported(results: Path, records: Sequence[Mapping[str, Any]]) -> list[tuple[Path, bool]]:
+    """Keep imported points: the file of each, and whether it is new. All are checked before the first is written.
 
     Raises:
-        BerthError: the record is not of its schema's form, or the file holds another point.
+        BerthError: a record is not of its schema's form, or is another one than is kept at its place, or than a record
+            before it.
         OSError: as the file system says.
     """
-    path = imported_path(results, record["point"])
-    _schema.check(record, "imported", str(path))
-    if path.exists():
-        before = read_imported(path)
-        if canonical_json(before) == canonical_json(record):
-            return path, False
-        raise BerthError(
-            f"{path}: another file was imported as this point ({before['origin']['file']}, SHA-256 "
-            f"{before['origin']['sha256'][:12]}; now {record['origin']['file']}, {record['origin']['sha256'][:12]}). "
-            "Give the new one another run, or delete the old one."
-        )
-    write_json(path, record)
-    return path, True
+    kept: dict[Path, Mapping[str, Any]] = {}
+    new: dict[Path, Mapping[str, Any]] = {}
+    for record in records:
+        path = imported_path(results, record["point"])
+        _schema.check(record, "imported", str(path))
+        if path not in kept and path.exists():
+            kept[path] = read_imported(path)
+        if path not in kept:
+            kept[path] = new[path] = record
+        elif canonical_json(kept[path]) != canonical_json(record):
+            before, now = kept[path]["origin"], record["origin"]
+            raise BerthError(
+                f"{path}: another file is imported as this point ({before['file']}, SHA-256 {before['sha256'][:12]}; "
+                f"now {now['file']}, {now['sha256'][:12]}). Give one of them another run, or delete the old one."
+            )
+    for path, record in new.items():
+        write_json(path, record)
+    return [(path, path in new) for path in (imported_path(results, record["point"]) for record in records)]
 
 
 def read_imported(path: Path) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def imported_row(path: Path) -> dict[str, Any]:
     origin, validity = record["origin"], record["validity"]
     tool = " ".join(word for word in (origin["tool"], origin["tool_version"]) if word)
     values = {name: value for name, value in record["values"].items() if name in BY_NAME}
+    codes = [*(reason["code"] for reason in validity["reasons"]), NOT_CHECKED]
     return {
         **values,
         **record["point"],
@@ -102,7 +109,8 @@ def imported_row(path: Path) -> dict[str, Any]:
         "client": origin["tool"],
         "client_version": origin["tool_version"],
         "status": "failed" if validity["verdict"] == "refused" else "flagged",
-        "reason_codes": ";".join([NOT_CHECKED, *(reason["code"] for reason in validity["reasons"])]),
+        # What figures show is the first: why it was refused, and otherwise that it was not checked.
+        "reason_codes": ";".join(codes if validity["verdict"] == "refused" else codes[::-1]),
         "note": f"Imported, not checked: {origin['file'].rpartition('/')[2]} by {tool or 'an unnamed tool'}.",
     }
 

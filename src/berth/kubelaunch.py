@@ -208,7 +208,7 @@ def prepare_release(request: SweepRequest, host: Host, token: str, folder: Path)
         request,
         host,
         load_recipe(Path(request.recipe_file)),
-        dict(image),
+        {**image, "digest": image["digest"] or None},
         Path(str(PurePosixPath(values["extraInit"]["volume"]["mountPath"]) / values["extraInit"]["modelDir"])),
         inside / local.name,
         logs.absolute(),

@@ -206,7 +206,7 @@ class ReleaseServer:
             found = replace(
                 found,
                 cause=trouble.cause if oom else f"{trouble.cause} {found.cause}",
-                remedy=trouble.remedy if oom or not found.line else found.remedy,
+                remedy=trouble.remedy if oom else found.remedy,
             )
         if cause:
             found = replace(found, cause=f"{cause} {found.cause}")

@@ -34,6 +34,7 @@ from berth.runtime import Command, Host, command
 from berth.runtimefailures import runtime_failures
 from berth.serve import Launch
 from berth.sockets import free_port
+from berth.startcache import StartCache
 from berth.trial import SCRIPT, try_container
 
 if TYPE_CHECKING:
@@ -80,6 +81,18 @@ class Deployed:
         """How the recipe's service tells that it is ready."""
         ready = self.recipe.ready
         return Checks(ready.health, ready.models, ready.completion, keyed=bool(self.recipe.server_key))
+
+    @property
+    def cache(self) -> Path:
+        """Where the server caches; a folder of its run."""
+        return self.scratch / "cache"
+
+    @property
+    def start_cache(self) -> StartCache:
+        """What servers of this image leave to later ones on this node."""
+        service = f"{self.recipe.name}-{self.request.deployment['version']}"
+        scratch_dir = Path(self.request.platform_settings["scratch_dir"]).expanduser().absolute()
+        return StartCache.of(scratch_dir, service, self.image["digest"], self.recipe.expects.cache_kept)
 
     @property
     def server_log(self) -> Path:
@@ -258,8 +271,7 @@ class Deployed:
         share = Share()
         if shares_node(ranks, deployment["nodes"], accelerator["per_node"]):
             share = share_of(settings["runtime"], accelerator["kind"], os.environ)
-        cache = self.scratch / "cache"
-        cache.mkdir(parents=True, exist_ok=True)
+        self.cache.mkdir(parents=True, exist_ok=True)
         return resolve(
             self.recipe,
             accelerator=accelerator["kind"],
@@ -269,7 +281,7 @@ class Deployed:
             served_name=request.repo,
             host=self.host,
             port=port,
-            cache_dir=cache,
+            cache_dir=self.cache,
             files_dir=self.scratch / "files",
             name=_container_name(request, token),
             device=accelerator["name"],
@@ -339,7 +351,11 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
     custody = custody_of(request.model_receipt, model, dataset, model_dir)
-    return Deployed(request, host, recipe, image, model_dir, dataset_path.absolute(), scratch, logs, custody=custody)
+    deployed = Deployed(
+        request, host, recipe, image, model_dir, dataset_path.absolute(), scratch, logs, custody=custody
+    )
+    deployed.start_cache.seed(deployed.cache)
+    return deployed
 
 
 def _require_there(path: Path, receipt: str) -> None:

@@ -132,6 +132,7 @@ class Session:
                 poll_s=_POLL_S,
                 limit_s=limit_s,
             )
+            deployed.start_cache.keep(deployed.cache)
             session.instance.timeline.extend(timeline.as_json())
             session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
             client.wait_ready(should_stop=server.check)

@@ -88,6 +88,7 @@ class Agent:
         self._orders = orders
         self._silence_s = 120.0
         self._heard = self._told = time.monotonic()
+        self._deployed: Deployed | None = None
         self._servers: list[Server] = []
         self._meter: Meter | None = None
         self._dead = False
@@ -110,6 +111,7 @@ class Agent:
         self._silence_s = order["silence_s"]
         node = own_node(os.environ, self._rank)
         deployed = stack.enter_context(with_node_model(prepare(SweepRequest(**order["request"])), self._copying))
+        self._deployed = deployed
         grace_s = deployed.request.settings["stop_grace_s"]
         stack.callback(end_containers, deployed.on.podman, self._token, deployed.on.environ, grace_s=grace_s)
         deployed = dataclasses.replace(deployed, place=Place(self._rank, node.address, node.address, "", 0))
@@ -219,6 +221,8 @@ class Agent:
                 self._servers[-1].ask_to_end()
             elif order["do"] == "pin":
                 self._meter = None
+                if self._deployed:
+                    self._deployed.start_cache.keep(self._deployed.cache)
                 if self._rank == 0 and self._servers:
                     self._servers[-1].pin()
 

@@ -82,6 +82,8 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         model=raw.get("model", ""),
         point=raw.get("point", ""),
         quick=_true(raw, "quick"),
+        bundle=raw.get("bundle", ""),
+        bundle_wheels=_true({"bundle_wheels": True} | raw, "bundle_wheels"),
         experiment=raw.get("experiment", ""),
         against=raw.get("against", ""),
         only_runs=tuple(int(run) for run in raw.get("only_runs", ())),

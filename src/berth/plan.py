@@ -12,6 +12,7 @@ from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
 from berth.image_request import request_of
+from berth.imported import imported_paths
 from berth.jobs import Jobs
 from berth.kubeplan import release_request
 from berth.parts import levels_of
@@ -60,6 +61,7 @@ class Plan:
     spooled: frozenset[str]
     attempts: dict[str, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    imported: tuple[Path, ...] = ()
     unmeasurable: tuple[str, ...] = ()
 
     def require_measurable(self) -> None:
@@ -105,6 +107,7 @@ class Plan:
         """Kinds of figure per experiment that has something to draw."""
         measured = {run.experiment.name for run in self.runs.values()} if not self.config.partial else set()
         measured |= {key.split("/", 1)[0] for key in self.existing | set(self.failures)}
+        measured |= {path.parents[3].name for path in self.imported}
         drawn: dict[str, tuple[str, ...]] = {}
         for name, experiment in self.config.experiments.items():
             if self.config.select and name not in self.config.select:
@@ -245,6 +248,7 @@ def make_plan(config: Config, root: Path) -> Plan:
         spooled=frozenset(_spooled(results / "spool", runs)) - existing,
         attempts=_attempts(results / "sweeps"),
         failures=tuple(sorted(_keys(results / "failures", set(config.experiments)))),
+        imported=tuple(imported_paths(results, config.experiments)),
         unmeasurable=tuple(unmeasurable),
     )
 

@@ -88,6 +88,7 @@ class Expectations:
     workdir: str
     cache_dir: str
     cache_env: dict[str, str]
+    cache_kept: tuple[str, ...] = ()
     models_dir: str = ""
     shm_gib: int | None = None
 

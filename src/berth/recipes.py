@@ -98,7 +98,8 @@ def _version(raw: dict[str, Any]) -> ServiceVersion:
 
 def _expectations(raw: dict[str, Any]) -> Expectations:
     rest = {key: value for key, value in raw.items() if key != "cache"}
-    return Expectations(cache_dir=raw["cache"]["dir"], cache_env=raw["cache"]["env"], **rest)
+    cache = raw["cache"]
+    return Expectations(cache_dir=cache["dir"], cache_env=cache["env"], cache_kept=tuple(cache.get("kept", ())), **rest)
 
 
 def _client(raw: dict[str, Any]) -> Client:

@@ -160,7 +160,9 @@ def _path(path: Path, reference: str, labels: Mapping[str, str]) -> Source:
     if path.suffix == ".parquet" or _header(path) == [column.name for column in COLUMNS]:
         rows = read_tidy(path)
     else:
-        rows = frame({"source": "file", "experiment": path.stem, **row} for row in read_points(path))
+        shared = {"source": "file", "experiment": path.stem}
+        points = read_points(path)
+        rows = frame({**shared, "platform_label": labels.get(row["platform"]), **row} for row in points)
     return Source(reference, words, rows)
 
 

@@ -6,6 +6,7 @@ Only valid points count; what was left out is told.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from berth.stats import Mean, WelchTest, holm, mean_of, pooled, runs_for, welch
 from berth.variance import Component, Observation, split
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from berth.analysis import StatisticsSettings
@@ -105,13 +108,8 @@ def _valid(rows: pd.DataFrame, metric: str) -> pd.Series[bool]:
 def _groups(rows: pd.DataFrame, settings: StatisticsSettings) -> list[Group]:
     found = []
     tables = [table for _, table in rows.groupby(_GROUP, sort=False, dropna=False)]
-    for table in tables:
+    for table, label in zip(tables, _labels(tables), strict=True):
         first = table.iloc[0].fillna("")
-        same = sum(1 for other in tables if other.iloc[0]["platform"] == first["platform"])
-        label = str(first["platform_label"] or first["platform"])
-        if same > 1:
-            # What tells definitions of one platform apart, in the words that a user knows.
-            label += f" {first['deployment'] or first['source']} {first['spec']}".rstrip()
         levels = tuple(
             _level(int(str(concurrency)), at, settings) for concurrency, at in table.groupby("concurrency", sort=True)
         )
@@ -134,6 +132,21 @@ def _groups(rows: pd.DataFrame, settings: StatisticsSettings) -> list[Group]:
             )
         )
     return found
+
+
+def _labels(tables: Sequence[pd.DataFrame]) -> list[str]:
+    """A name per definition: the platform's, with the least that tells its definitions apart."""
+    rows = [table.iloc[0].fillna("") for table in tables]
+    labels = [str(row["platform_label"] or row["platform"]) for row in rows]
+    tools = [f"imported from {row['client']}" if row["source"] == "imported" else "" for row in rows]
+    deployments = [str(row["deployment"]) for row in rows]
+    for words in (tools, deployments, [str(row["spec"]) for row in rows]):
+        counts = Counter(labels)
+        labels = [
+            f"{label} {word}".rstrip() if counts[label] > 1 else label
+            for label, word in zip(labels, words, strict=True)
+        ]
+    return labels
 
 
 def _level(concurrency: int, at: pd.DataFrame, settings: StatisticsSettings) -> Level:

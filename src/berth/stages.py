@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from berth.seaweed import embedded_store
 from berth.signals import terminate_as_exception
 from berth.store import push_model, stage_model
 from berth.storeplan import told_plan
+from berth.treecopy import stage_unpacked
 from berth.tuning import tuning_of
 
 if TYPE_CHECKING:
@@ -83,12 +85,22 @@ def push(
         )
 
 
-def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str, pushed: str = "") -> None:
+def stage(
+    *,
+    store: dict[str, Any],
+    repo: str,
+    models_dir: str,
+    receipt: str,
+    data_dir: str,
+    pushed: str,
+    in_pods: bool,
+) -> None:
     """Bring a model from the store into `models_dir`/ORG/NAME.
 
-    Where that is a folder of pods, which bring it themselves, `pushed` is the receipt of push(), else "".
+    `pushed` is the receipt of push(), or of a bundle that brought the model without a store. `in_pods` says that the
+    folder is one of pods, which bring it themselves.
     """
-    if pushed:
+    if in_pods:
         note_model(
             store=store,
             prefix=model_prefix(store, repo),
@@ -97,7 +109,11 @@ def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, da
             receipt=Path(receipt),
         )
         return
-    with _endpoint(store, data_dir) as endpoint:
+    unpacked = json.loads(Path(pushed).read_bytes())
+    if unpacked["action"] == "unpack":
+        stage_unpacked(unpacked, dest=Path(models_dir).expanduser() / repo, receipt_path=Path(receipt))
+        return
+    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
         stage_model(
             dest=Path(models_dir).expanduser() / repo,
             receipt_path=Path(receipt),
@@ -165,6 +181,20 @@ def _modules(request: ImageRequest) -> Iterator[None]:
         os.environ.update(before)
 
 
+@contextlib.contextmanager
+def _bundled_wheels(lock: str) -> Iterator[None]:
+    """For the block, pip takes the packages that a bundle brought into this checkout, and asks no index."""
+    folder = Path("bundle/image-wheels") / lock
+    before = dict(os.environ)
+    if folder.is_dir():
+        os.environ.update({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.absolute())})
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def mirror(request: dict[str, Any], receipt: str) -> None:
     """Copy a container image into the site's registry; `request` has the fields of ImageRequest."""
     asked = ImageRequest(**request)
@@ -180,14 +210,15 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
     """
     folder = Path(images_dir).expanduser().absolute() if images_dir else default_cache_dir()
     if image["kind"] == "environment":
-        stage_environment(
-            lock_file=LOCKS / image["lock"],
-            package=image["package"],
-            program=image["program"],
-            size_bytes=image["size_bytes"],
-            cache_dir=folder,
-            receipt_path=Path(receipt),
-        )
+        with _bundled_wheels(Path(image["lock"]).stem):
+            stage_environment(
+                lock_file=LOCKS / image["lock"],
+                package=image["package"],
+                program=image["program"],
+                size_bytes=image["size_bytes"],
+                cache_dir=folder,
+                receipt_path=Path(receipt),
+            )
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
     if asked.runtime == "kubernetes":

@@ -24,6 +24,7 @@ from berth.holder import Identity, job_id
 from berth.jobtime import ready_within_s, seconds_left
 from berth.launch import prepare
 from berth.lease import end_leftover
+from berth.nodemodel import with_node_model
 from berth.nodes import Node, job_nodes, own_address
 from berth.probe import ask
 from berth.processes import find_processes, new_token
@@ -120,10 +121,12 @@ class _Term:
             self._tell(podman=host.podman)
             self._clean(host, grace_s)
             deployed = prepare(at_interface(self.launch), host)
-            # Where the server is on several nodes, the agent of each looks at its own.
-            if not deployed.spread:
-                deployed.check_node(self.token)
-            self._serve_on(deployed)
+            with contextlib.ExitStack() as stack:
+                # Where the server is on several nodes, the agent of each looks at its own.
+                if not deployed.spread:
+                    deployed = stack.enter_context(with_node_model(deployed))
+                    deployed.check_node(self.token)
+                self._serve_on(deployed)
         except Terminated:
             self._ended("cancelled", "The job was asked to end before its server was ready.")
             raise
@@ -141,7 +144,10 @@ class _Term:
         """End what killed jobs of this deployment left on this node."""
         here = Identity.current()
         for number in self.files.reported():
-            old = self.files.report(number)
+            old = None
+            # One that cannot be read must not keep this one from starting.
+            with contextlib.suppress(BerthError):
+                old = self.files.report(number)
             if number == self.request.number or old is None or old.cleaned or old.state == "ended":
                 continue
             if here.same_kernel(old.process) and here.knows_dead(old.process):
@@ -186,6 +192,7 @@ class _Term:
                     poll_s=_POLL_S,
                     limit_s=limit_s,
                 )
+                deployed.start_cache.keep(deployed.cache)
                 self._ready(deployed, server)
                 self._watch(server, deployed.checks.health_path)
                 self._drain(server, self.settings.drain_s)

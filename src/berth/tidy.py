@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from berth.columns import BY_NAME, COLUMNS, LATENCIES, POINT_KEY, STATISTICS
+from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS
 from berth.errors import BerthError
 from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
@@ -23,20 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
-
-# Where each number of the table stands in the client's result.
-_RESULT_KEYS: dict[str, str] = {
-    "completed": "completed",
-    "failed": "failed",
-    "duration_s": "duration",
-    "total_input_tokens": "total_input_tokens",
-    "total_output_tokens": "total_output_tokens",
-    "request_throughput_req_s": "request_throughput",
-    "request_goodput_req_s": "request_goodput",
-    "output_throughput_tok_s": "output_throughput",
-    "total_token_throughput_tok_s": "total_token_throughput",
-    **{f"{stat}_{name}_ms": f"{stat}_{name}_ms" for name in LATENCIES for stat in STATISTICS},
-}
 
 
 def tidy_records(
@@ -157,7 +143,7 @@ def _row(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         return _number(path, f"{place}.{key}", part.get(key))
 
     row: dict[str, Any] = {
-        name: _number(path, f"result.{key}", result_value(result, key)) for name, key in _RESULT_KEYS.items()
+        name: _number(path, f"result.{key}", result_value(result, key)) for name, key in RESULT_KEYS.items()
     }
     prompts = number("result", result, "num_prompts")
     if prompts is None:

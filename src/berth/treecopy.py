@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from berth import staging
+from berth import filelocks, staging
+from berth.disk import require_space
 from berth.errors import BerthError
+from berth.fsio import write_json
+from berth.manifest import read_manifest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from berth.manifest import FileEntry, Manifest
 
 _CHUNK_BYTES = 8 * 1024 * 1024
@@ -45,6 +48,38 @@ def copy_model(source: Path, dest: Path, manifest: Manifest, manifest_bytes: byt
             pool.shutdown(cancel_futures=True)
     staging.appear(partial, dest, manifest_bytes)
     return sum(entry.size_bytes for entry in missing)
+
+
+def stage_unpacked(unpacked: dict[str, Any], *, dest: Path, receipt_path: Path) -> dict[str, Any]:
+    """Stage a model that a bundle brought: as store.stage_model does from a store, with a receipt of the same form.
+
+    `unpacked` is the bundle's receipt: `files` is the folder with the files, `manifest` the key of the manifest beside.
+
+    Raises:
+        BerthError: a file that was unpacked has changed, no room, or something else is at `dest`.
+    """
+    started = time.monotonic()
+    dest = dest.absolute()
+    manifest_path = Path(unpacked["manifest"]["key"])
+    manifest, manifest_bytes = read_manifest(manifest_path), manifest_path.read_bytes()
+    copied_bytes = 0
+    with filelocks.exclusive(dest.with_name(f".{dest.name}.lock"), f"staging of {dest}"):
+        if not staging.is_staged(dest, manifest, manifest_bytes, verify_checksums=False):
+            require_space(dest.parent, manifest.total_bytes, f"Staging {dest}")
+            copied_bytes = copy_model(Path(unpacked["files"]), dest, manifest, manifest_bytes)
+    receipt = {
+        "schema": 1,
+        "action": "stage",
+        "source": manifest.source,
+        "manifest": {**unpacked["manifest"], "sha256": hashlib.sha256(manifest_bytes).hexdigest()},
+        "total_bytes": manifest.total_bytes,
+        "dest": str(dest),
+        "files": [{"path": e.path, "size": e.size_bytes, "sha256": e.sha256} for e in manifest.files],
+        "moved": {"bytes": copied_bytes},
+        "duration_s": round(time.monotonic() - started, 3),
+    }
+    write_json(receipt_path, receipt)
+    return receipt
 
 
 def _copy(source: Path, folder: Path, entry: FileEntry, stop: threading.Event) -> None:

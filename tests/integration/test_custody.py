@@ -219,7 +219,11 @@ def test_without_the_store_the_rest_is_checked(site: Site) -> None:
 
 
 def test_what_is_gone_from_the_store_is_a_break(site: Site) -> None:
-    """A model that was pushed and is no longer whole there is broken, not unknown."""
+    """A model that was pushed and is no longer whole there is broken; one that a bundle brought was never there."""
     site.client().delete_object(Bucket="models", Key=f"{site.path.name}/{REPO}.manifest.json")
     with pytest.raises(BerthError, match="objects in the store"):
         custody(site.request)
+    receipt = site.results / "store/hops/scout.json"
+    write_json(receipt, {**json.loads(receipt.read_text()), "action": "unpack"})
+    custody(site.request)
+    assert site.links()["objects in the store"] == "cannot be checked"

@@ -43,6 +43,7 @@ build() {
     mkdir -p "$work/home" "$work/lists/partial" "$bin"
     # A package list of its own: the machine's sources stay as they are. The machine's mirror is where its packages come from.
     local mirror
+    # shellcheck disable=SC2016  # apt's own variable.
     mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -v security | grep debian | head -1)
     echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror bookworm main" >"$work/sources.list"
     local options=(-o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/nonexistent -o "Dir::State::Lists=$work/lists")
@@ -278,7 +279,7 @@ down() {
     for name in containerd apiserver etcd; do end "$name"; done
     # Each pod has a shim, which outlives containerd; its socket's folder says that it is ours.
     for pid in /proc/[0-9]*; do
-        if tr '\0' ' ' <"$pid/cmdline" 2>/dev/null | grep -q "^/usr/bin/containerd-shim-runc-v2 .*$dir/run/containerd.sock"; then
+        if { tr '\0' ' ' <"$pid/cmdline"; } 2>/dev/null | grep -q "^/usr/bin/containerd-shim-runc-v2 .*$dir/run/containerd.sock"; then
             kill -9 "${pid#/proc/}" 2>/dev/null || true
         fi
     done

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 from container_runs import ON_A_CPU
-from workspace import Workspace
+from workspace import Workspace, run_log
 
 from berth.kubectl import Cluster
 
@@ -54,6 +54,7 @@ class Site:
     cluster: Cluster
     reference: str
     digest: str
+    standin: str
     store: PodStore
 
     def environ(self) -> dict[str, str]:
@@ -68,8 +69,7 @@ class Site:
         platform: dict[str, Any] | None = None,
         image: str = "",
         prompts: int = 16,
-        runs: int = 1,
-        restarts: int = 1,
+        levels: tuple[int, ...] = LEVELS,
     ) -> OnCluster:
         """A checkout with one experiment of two points on this site."""
         work = OnCluster.create(self.folder / name)
@@ -113,15 +113,9 @@ class Site:
             tiny = {"model": "tiny-llama", "recipe": "vllm", "platform": "goodall", "version": "0.32.0"}
             config["deployments"] = {"tiny": {**tiny, **(deployment or {})}}
             config["benchmarks"] = {"demo": {**config["benchmarks"]["demo"], "num_prompts": prompts}}
-            config["benchmarks"]["demo"]["concurrency"] = list(LEVELS)
+            config["benchmarks"]["demo"]["concurrency"] = list(levels)
             config["benchmarks"]["demo"]["warm_up_prompts"] = 4
-            experiment = {
-                "title": "Try",
-                "deployments": ["tiny"],
-                "benchmark": "demo",
-                "runs": runs,
-                "restarts": restarts,
-            }
+            experiment = {"title": "Try", "deployments": ["tiny"], "benchmark": "demo", "runs": 1}
             config["experiments"] = {"try": experiment}
             config["sweep"] = {"stop_grace_s": 5, "stall_s": 180, "point_stall_s": 60}
 
@@ -165,8 +159,19 @@ def until(condition: Callable[[], Any], told: Callable[[], str] = lambda: "", li
     return value
 
 
+def told(work: OnCluster) -> str:
+    """Everything that was printed, for a failing assertion."""
+    logs = sorted((work.path / "results/logs").rglob("*.log"))
+    return "\n".join([run_log(work)[-4000:], *(f"== {log}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)])
+
+
+def record_of(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
 @contextlib.contextmanager
-def make_site(folder: Path, reference: str, digest: str, store: PodStore) -> Iterator[Site]:
+def make_site(folder: Path, image: tuple[str, str], standin: str, store: PodStore) -> Iterator[Site]:
     """A namespace and a few volumes, gone when the block ends."""
     name = f"berth-{uuid.uuid4().hex[:8]}"
     everywhere = Cluster()
@@ -193,7 +198,7 @@ def make_site(folder: Path, reference: str, digest: str, store: PodStore) -> Ite
         if str(parent).startswith("/tmp/"):
             parent.chmod(parent.stat().st_mode | 0o055)
     try:
-        yield Site(folder, Cluster(namespace=name), reference, digest, store)
+        yield Site(folder, Cluster(namespace=name), *image, standin, store)
     finally:
         everywhere.run(everywhere.kubectl("delete", "namespace", name, "--wait=true"), timeout_s=120)
         everywhere.run(everywhere.kubectl("delete", "persistentvolumes", f"--selector=test={name}", "--wait=false"))

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflow"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
 from cluster_site import BRIDGE, Site, make_site
-from server_image import have_image, kept_registry
+from server_image import have_image, have_standin, kept_registry
 from store_server import pod_store
 
 from berth.checkup import ask
@@ -47,8 +47,8 @@ def site(cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sit
     registry = kept_registry()
     folder = tmp_path_factory.mktemp("site")
     try:
-        reference, digest = have_image(registry)
-        with pod_store(folder / "store") as store, make_site(folder, reference, digest, store) as site:
+        image, standin = have_image(registry), have_standin(registry)
+        with pod_store(folder / "store") as store, make_site(folder, image, standin, store) as site:
             yield site
     finally:
         registry.stop()

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from container_runs import environment
+from container_runs import STANDIN, environment
 from registry_server import RegistryServer, need_registry
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 PATH = "/opt/bin:/usr/bin:/bin"
 NAME = "berth/vllm-cpu"
+# Goes up with whatever changes the image: it takes minutes to make and to pull.
+MADE = 1
 PROGRAMS = ("dash", "cat", "mkdir", "rm", "sleep", "ls", "env", "uname")
 
 
@@ -47,13 +49,48 @@ def kept_registry() -> RegistryServer:
 def have_image(registry: RegistryServer) -> tuple[str, str]:
     """Reference and digest of the image, which is made where the registry has none of this environment."""
     home = environment()
-    tag = hashlib.sha256(f"{home.name} {Path(__file__).read_text()}".encode()).hexdigest()[:12]
+    tag = hashlib.sha256(f"{home.name} {MADE}".encode()).hexdigest()[:12]
     digest = registry.digest_of(NAME, tag, MANIFEST)
     if digest is None:
         with tempfile.TemporaryDirectory(prefix="berth-image-", dir=registry.folder) as place:
             digest = _make(Path(place) / "image", home)
             registry.push(Path(place) / "image", f"{NAME}:{tag}")
     return f"{registry.host}/{NAME}:{tag}", digest
+
+
+def have_standin(registry: RegistryServer) -> str:
+    """Reference of the same image with the stand-in of tests/slurm as `vllm`; its point at concurrency 2 never ends.
+
+    One small layer more: a node that has the image has this one at once.
+    """
+    reference, _ = have_image(registry)
+    tag = reference.rpartition(":")[2]
+    base = registry.manifest(NAME, tag, MANIFEST)
+    config = json.loads(registry.blob(NAME, base["config"]["digest"]))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        _folders(tar, ("opt/standin",))
+        tar.add(STANDIN, "opt/standin/standin_vllm.py", filter=_for_everybody)
+        _text(tar, "opt/standin/hold-no-run", "")
+        python = "/opt/vllm/bin/python"
+        _text(tar, "opt/bin/vllm", f'#!/bin/sh\nexec {python} -u /opt/standin/standin_vllm.py "$@"\n', 0o755)
+        # The warm worker finds no vLLM in it, and one process for each point follows.
+        _text(tar, "opt/bin/python3", f'#!/bin/sh\nexec {python} -IS "$@"\n', 0o755)
+    layer = buffer.getvalue()
+    config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.sha256(layer).hexdigest()}")
+    texts = {"config": json.dumps(config).encode(), "layer": layer}
+    entries = {
+        name: {**entry, "digest": registry.put_blob(NAME, texts[name]), "size": len(texts[name])}
+        for name, entry in (("config", base["config"]), ("layer", base["layers"][0]))
+    }
+    manifest = {**base, "config": entries["config"], "layers": [*base["layers"], entries["layer"]]}
+    registry.put_manifest(NAME, f"{tag}-standin", manifest, MANIFEST)
+    return f"{reference}-standin"
+
+
+def _for_everybody(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.mode |= 0o444
+    return entry
 
 
 def _make(folder: Path, home: Path) -> str:

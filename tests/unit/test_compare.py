@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_tidy import failure, record, refused, write
 
 from berth._compare_report import csv_text, page, summary
 from berth.analysis import CompareSettings, Tolerance, compare_settings, statistics_settings
@@ -231,3 +232,31 @@ def test_tables_line_up() -> None:
     ]
     assert [number(value) for value in (123456.7, 0.00012345, 1.5, None)] == ["123457", "0.0001234", "1.5", ""]
     assert percent(0.0123) == "1.2 %"
+
+
+def test_records_of_an_experiment_are_a_source_with_files_and_definitions(tmp_path: Path) -> None:
+    """Records, failures and full definitions are read; a folder of them elsewhere is compared by what its specs say."""
+    for folder, level, changes in (
+        ("points", 1, {}),
+        ("points", 2, {}),
+        ("failures", 4, {"validity": refused("engine_died"), "failure": failure("crash")}),
+    ):
+        write_record_file(tmp_path / "results" / folder / "scout/hops/0123456789/run1", level, **changes)
+    other = record()["spec"] | {"serve": {"recipe": "vllm", "version": "0.9.1", "nodes": 2, "args": {"seed": 7}}}
+    for level in (1, 2, 4):
+        write_record_file(tmp_path / "copied/hops/0123456789/run1", level, spec=other)
+    settings: dict[str, Any] = {"root": tmp_path, "results": "results", "published_dir": "none", "labels": {}}
+    ours = open_source("scout", experiments=["scout"], **settings)
+    theirs = open_source("copied", experiments=["scout"], **settings)
+    assert [path.name for _, path in sorted(ours.files.items())] == ["c1.json", "c2.json", "c4.json"]
+    assert ours.specs["0123456789"] == record()["spec"]
+    found = compare(ours, theirs, replace(LIMITS, accept=("accelerators", "tensor_parallel", "pipeline_parallel")))
+    assert verdicts(found) == {1: ("ok", False), 2: ("ok", False), 4: ("missing", True)}
+    assert "serve.args.seed: not set against 7" in map(str, found.pairs[0].differences)
+    stored = read_baseline(store_baseline(ours, "day", tmp_path / "results"))
+    assert [each["sha256_of"] for each in stored["points"]] == ["file", "file"]
+    assert stored["specs"] == ours.specs
+
+
+def write_record_file(folder: Path, level: int, **changes: Any) -> None:
+    write(folder, record(level, **changes), f"c{level}.json")

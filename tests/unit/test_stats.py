@@ -222,3 +222,18 @@ def test_default_tolerances_follow_from_the_published_spread() -> None:
             curves.append(abs(statistics.fmean(gaps)))
     assert (len(points), sum(gap < 0.05 for gap in points)) == (169, 161)
     assert (len(curves), sum(gap < 0.03 for gap in curves)) == (16, 15)
+
+
+def test_definitions_of_one_platform_are_told_apart_by_the_least_that_does() -> None:
+    """The tool of an import, the deployment, or else the spec; a platform with one definition has its name alone."""
+    shared = {"source": "measured", "experiment": "e", "run": 1, "concurrency": 1, "status": "ok"}
+    rows = [
+        {**shared, "platform": "p", "deployment": "x", "spec": "a" * 10},
+        {**shared, "platform": "p", "deployment": "y", "spec": "b" * 10},
+        {**shared, "platform": "p", "deployment": "y", "spec": "c" * 10},
+        {**shared, "platform": "p", "source": "imported", "client": "aiperf", "spec": "d" * 10},
+        {**shared, "platform": "q", "deployment": "x", "spec": "a" * 10},
+    ]
+    numbers = frame([{**each, "output_throughput_tok_s": 1.0} for each in rows])
+    labels = [each.label for each in measure_spread(numbers, StatisticsSettings()).groups]
+    assert labels == ["p x", f"p y {'b' * 10}", f"p y {'c' * 10}", "p imported from aiperf", "q"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from leaks import SECRETS, Watch
+from shared_starts import share_starts
 from workspace import Workspace
 
 from berth.errors import BerthError
@@ -40,6 +41,7 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
 def measured(image: None, watch: Watch) -> Workspace:
     """A workspace whose experiment is complete: three points of one run, made with secrets in the environment."""
     workspace = Workspace.create(watch.folder)
+    share_starts(workspace.path / "results/scratch")
     with watch:
         workspace.run(**SECRETS)
     return workspace
@@ -50,7 +52,4 @@ def workspace(measured: Workspace, tmp_path: Path) -> Iterator[Workspace]:
     """A copy of the measured workspace, which must leave no process behind."""
     copy = measured.clone(tmp_path / "workspace")
     yield copy
-    left = copy.processes()
-    for process in left:
-        process.kill()
-    assert not left, f"left behind: {left}"
+    copy.leave_nothing()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 from leaks import SECRETS, Watch, files_with
+from shared_starts import vllm_cache_root
 from workspace import Workspace, wait_until
 
 from berth.image import default_cache_dir
@@ -119,6 +120,10 @@ def test_rendered_scripts_run_by_hand(fresh: Workspace, image: None) -> None:
     port = free_port("127.0.0.1", 20000, 29999)
     platform = fresh.path / "config/platforms/local.yaml"
     platform.write_text(platform.read_text().replace("[18000, 18999]", f"[{port}, {port}]"))
+    # The scripts share nothing with other runs; what vLLM looks up at its start is not what is tested here.
+    cache = fresh.path / "results/scratch/berth/by-hand/tiny-local/cache"
+    cache.mkdir(parents=True)
+    (cache / "vllm").symlink_to(vllm_cache_root())
     fresh.run("render", "results/datasets/sharegpt-like-short/receipt.json")
     folder = fresh.path / "results/render/local/tiny-local"
     environment = {

@@ -5,6 +5,7 @@
 
 import os
 import sys
+import time
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from berth.resources import staging_resources, sweep_names
 from berth.slurm import check_status_command
 from berth.submission import OPTIONS, require_taken
 
+# Before the plan looks at what exists.
+LOOKED_S = time.time()
 try:
     BERTH = load_config(config, Path.cwd())
     PLAN = make_plan(BERTH, Path.cwd())
@@ -67,6 +70,12 @@ def point_files(keys):
     return [f"{RESULTS}/points/{key}.json" for key in sorted(keys)]
 
 
+def imported_files():
+    """The points that other tools measured."""
+    folder = Path.cwd() / RESULTS
+    return [f"{RESULTS}/{path.relative_to(folder)}" for path in PLAN.imported]
+
+
 def figure_files():
     """Every figure of every experiment that has something to draw, in three formats."""
     return [
@@ -96,11 +105,18 @@ def profiles_of_report():
     return profiles_of(PLAN)
 
 
+def comparisons_of_report():
+    """The outcomes of comparisons that were run."""
+    from berth.report import comparisons_of
+
+    return comparisons_of(PLAN)
+
+
 def what_can_be_reported():
     """What the report shows of an unfinished workflow, as plain values."""
     from berth.report import what_there_is
 
-    return what_there_is(PLAN)
+    return what_there_is(PLAN, LOOKED_S)
 
 
 def resources_of_staging():
@@ -216,6 +232,14 @@ def mirrored_image(w):
 
 def check_before_start():
     """Stop the workflow before its first job when something that it needs is known to be missing."""
+    if "serve" in {job.rule.name for job in workflow.dag.jobs}:
+        from berth.preflight import preflight_served
+        from berth.servesettings import served_deployment
+
+        try:
+            preflight_served(PLAN, served_deployment(BERTH))
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
     if not ASKED:
         return
     from berth.preflight import preflight
@@ -241,9 +265,10 @@ def tell_failures():
 
     # A failure to draw must not hide what it would have shown.
     try:
+        looked_s = time.time()
         plan = make_plan(BERTH, Path.cwd())
         draw_what_there_is(plan)
-        report_what_there_is(**what_there_is(plan))
+        report_what_there_is(**what_there_is(plan, looked_s))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
     print(
@@ -412,3 +437,32 @@ def custody_request():
         return request_of(BERTH, PLAN.existing)
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+@cache
+def bundle_request():
+    """What pack_bundle is told: the fields of bundle_contents.BundleRequest as plain values."""
+    from berth.bundle_request import request_of
+
+    try:
+        return request_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def bundle_inputs(w):
+    """What has to be there before it is packed: models as they were downloaded, datasets, images that are files."""
+    asked = bundle_request()
+    return {
+        "models": [
+            f"{RESULTS}/models/{name}/manifest.json" for name in asked["models"]
+        ],
+        "datasets": [
+            f"{RESULTS}/datasets/{name}/receipt.json" for name in asked["datasets"]
+        ],
+        "images": [
+            f"{RESULTS}/images/{BERTH.platform}/{each['recipe']}-{each['version']}.json"
+            for each in asked["images"]
+            if each["image"]["kind"] != "environment"
+        ],
+    }

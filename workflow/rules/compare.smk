@@ -1,15 +1,17 @@
-# Whether numbers can be believed: points against others or a baseline, and their spread over runs. These rules have no
-# output, so that they always look; what is missing of the experiment is measured first, unless `partial` is set.
+# Whether numbers can be believed, and what they cost: points against others or a baseline, their spread over runs. These
+# rules have no output, so that they always look. What is missing of the experiment is measured first, unless `partial` is
+# set; `costs` measures nothing.
 #
 # Inputs:  results/points/, results/failures/, results/imported/, data/published/, files that the user names
 # Outputs: results/compare/{experiment}/{against}/comparison.*, results/baselines/{name}.json,
-#          results/statistics/{experiment}/statistics.* and bands.*
+#          results/statistics/{experiment}/statistics.* and bands.*, results/costs/
 
 
 localrules:
     compare,
     baseline,
     statistics,
+    costs,
 
 
 # Exit code 1 where something is slower than allowed.
@@ -50,3 +52,14 @@ rule statistics:
         config=lambda w: BERTH,
     script:
         "../scripts/statistics.py"
+
+
+rule costs:
+    log:
+        f"{RESULTS}/logs/costs.log",
+    conda:
+        "../../environment.yml"
+    params:
+        config=lambda w: BERTH,
+    script:
+        "../scripts/costs.py"
