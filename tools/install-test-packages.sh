@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# install-test-packages.sh -- the Debian packages of the tests that need a real Slurm, Podman or registry, where that is possible.
+# install-test-packages.sh -- the Debian packages of the tests that need a real Slurm, Podman, registry, NGINX or sshd, where that is possible.
 #
 # Elsewhere those tests skip, and each says what to install.
 set -euo pipefail
 packages=(slurmctld slurmd slurm-client munge)
 packages+=(docker-registry skopeo podman runc openssl)
 packages+=(iproute2 shellcheck)
+packages+=(nginx-light openssh-server openssh-client curl)
+# The report is looked at in a real browser.
+packages+=(chromium-headless-shell)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")

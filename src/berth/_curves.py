@@ -63,6 +63,13 @@ class Curve:
     _rows: NDArray[np.intp]
     _places: NDArray[np.intp]
 
+    @property
+    def rows(self) -> NDArray[np.intp]:
+        """The row of the table at each level, counted from 0; -1 where this run has none."""
+        spread = np.full(len(self.concurrency), -1, dtype=np.intp)
+        spread[self._places] = self._rows
+        return spread
+
     def values(self, column: str) -> Numbers:
         """The column at each level; NaN at a gap, that is where the point is neither ok nor flagged."""
         usable = self._table.usable[self._rows]
@@ -152,15 +159,20 @@ def without_value(drawn: list[Curve]) -> str:
 
 def _labels(df: pd.DataFrame) -> NDArray[np.object_]:
     """Per row "Platform run N", with what else is needed to tell the curves of a platform apart."""
-    df = df.reset_index(drop=True)
+    df = df.reset_index(drop=True).assign(source=_source_words(df))
     label = df["platform_label"].fillna(df["platform"]).astype(str) + " run " + df["run"].astype(str)
     for _, rows in df.groupby("platform", sort=False):
         for column in _needed(rows):
             words = rows[column].fillna("").astype(str)
-            if column == "source":
-                words = words.where(words == "published", "")
             label.loc[rows.index] += words.where(words == "", ", " + words)
     return label.to_numpy(dtype=object)
+
+
+def _source_words(df: pd.DataFrame) -> NDArray[np.object_]:
+    """Per row how its origin is told in a label: nothing for what was measured here."""
+    source, client = (df[column].fillna("").astype(str) for column in ("source", "client"))
+    words = source.where(source.isin(["published", "imported"]), "")
+    return words.where((words != "imported") | (client == ""), "imported from " + client).to_numpy(dtype=object)
 
 
 def _needed(rows: pd.DataFrame) -> list[str]:
@@ -173,5 +185,5 @@ def _needed(rows: pd.DataFrame) -> list[str]:
         if len(rows[column].unique()) > 1:
             used.append(column)
     # Both kinds of data in one figure are always told apart, even when no run number collides.
-    mixed = len(rows["source"].unique()) > 1
+    mixed = len(rows["source"].unique()) > 1 or rows["source"].str.startswith("imported").any()
     return ["source", *used] if mixed and "source" not in used else used

@@ -24,10 +24,10 @@ class Store:
     models: Mapping[str, tuple[str, int]]
 
 
-def folder_checks(folders: Mapping[str, Path], scratch: Path | None, *, several_nodes: bool) -> Iterator[Result]:
-    """Shared folders by the key that sets them, and scratch, None where it is in pods.
+def folder_checks(folders: Mapping[str, Path], own: Mapping[str, Path], *, several_nodes: bool) -> Iterator[Result]:
+    """Shared folders and those of a node's own disk, by the keys that set them.
 
-    `several_nodes` says that jobs run elsewhere than here.
+    `several_nodes` where jobs run elsewhere than here.
     """
     for key, path in folders.items():
         yield writable(key, path)
@@ -37,15 +37,14 @@ def folder_checks(folders: Mapping[str, Path], scratch: Path | None, *, several_
                 f"{key}: {path} is on {kind or 'an unknown file system'}, which looks like a disk of this node alone",
                 "every compute node must see this folder; put it on the cluster's shared file system",
             )
-    if scratch is None:
-        return
-    yield writable("paths.scratch", scratch)
-    kind = file_system(scratch)
-    if is_network(kind):
-        yield warn(
-            f"paths.scratch: {scratch} is on {kind}, and caches and images that are unpacked there are slow",
-            "set paths.scratch in the platform file to a local disk of the nodes",
-        )
+    for key, path in own.items():
+        yield writable(key, path)
+        kind = file_system(path)
+        if is_network(kind):
+            yield warn(
+                f"{key}: {path} is on {kind}, and what is copied and unpacked there is slow",
+                f"set {key} in the platform file to a local disk of the nodes",
+            )
 
 
 def writable(key: str, path: Path) -> Result:

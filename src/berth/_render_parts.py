@@ -190,9 +190,8 @@ def staged(rendering: Rendering, *more: tuple[Path, str]) -> str:
     """Checks that what stage.sh brings is there; `more` are further paths and what makes each."""
     text = ""
     if rendering.recipe.expects.models_dir:
-        text = must(
-            f"[ -d {quote(str(rendering.model_dir))} ]", f"no model at {rendering.model_dir}: run stage.sh model"
-        )
+        step, folder = "node" if rendering.platform.node_models_dir else "model", rendering.served_dir
+        text = must(f"[ -d {quote(str(folder))} ]", f"no model at {folder}: run stage.sh {step}")
     if rendering.platform.runtime != "podman":
         path = quote(str(rendering.image_path))
         text += must(f"[ -e {path} ]", f"no image at {rendering.image_path}: run stage.sh image")

@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from berth.rendering import Rendering
 
 
-def server_script(rendering: Rendering) -> str:
-    """The script that starts the server in the foreground, and takes it down when it ends."""
+def server_script(rendering: Rendering, head: str = "") -> str:
+    """The script that starts the server in the foreground, and takes it down when it ends.
+
+    `head` is its first comment where that of a deployment would not be true.
+    """
     container = rendering.server.container
     return script(
-        _head(rendering),
+        head or _head(rendering),
         parts.beginning(rendering),
         parts.secrets(rendering, container),
         parts.environment(rendering, container),

@@ -121,7 +121,7 @@ def _secrets(rendering: Rendering) -> str:
 def _folders(rendering: Rendering) -> str:
     container = rendering.server.container
     if not container.mounts:
-        rows = [(str(rendering.model_dir), "the model"), (str(rendering.scratch), "everything that is written")]
+        rows = [(str(rendering.served_dir), "the model"), (str(rendering.scratch), "everything that is written")]
         return table(("here", "what"), ((code(path), what) for path, what in rows))
     return table(
         ("here", "inside", ""),

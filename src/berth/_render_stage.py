@@ -26,6 +26,7 @@ def stage_script(rendering: Rendering) -> str:
     steps = []
     if rendering.recipe.expects.models_dir:
         steps = _by_berth(rendering) if rendering.platform.store.kind == "embedded" else _model_steps(rendering)
+        steps += [_node_step(rendering)] if rendering.platform.node_models_dir else []
     return _script(rendering, steps + image_steps(rendering))
 
 
@@ -103,6 +104,16 @@ def _model_steps(rendering: Rendering) -> list[parts.Step]:
         ("model", f"on the cluster: into {rendering.model_dir}", credentials + f"mkdir -p {folder}\n" + pull),
         ("verify", "there: compare every file with the manifest", credentials + verify),
     ]
+
+
+def _node_step(rendering: Rendering) -> parts.Step:
+    source, folder = quote(str(rendering.model_dir)), quote(str(rendering.served_dir))
+    body = (
+        f"mkdir -p {folder}\ncp -r {source}/. {folder}/\n"
+        f"python3 -c {shlex.quote(_LIST_SUMS)} < {source}.manifest.json |\n"
+        f"  (cd {folder} && sha256sum --check --quiet)\n"
+    )
+    return "node", f"on every node, before it serves: the model into {rendering.served_dir}, on its own disk", body
 
 
 def _download(rendering: Rendering, local: str) -> str:

@@ -62,3 +62,17 @@ COLUMNS: tuple[Column, ...] = (
     *_text("start", "end", "note"),
 )
 BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}
+
+# Where each number of the table stands in the client's result.
+RESULT_KEYS: dict[str, str] = {
+    "completed": "completed",
+    "failed": "failed",
+    "duration_s": "duration",
+    "total_input_tokens": "total_input_tokens",
+    "total_output_tokens": "total_output_tokens",
+    "request_throughput_req_s": "request_throughput",
+    "request_goodput_req_s": "request_goodput",
+    "output_throughput_tok_s": "output_throughput",
+    "total_token_throughput_tok_s": "total_token_throughput",
+    **{f"{stat}_{name}_ms": f"{stat}_{name}_ms" for name in LATENCIES for stat in STATISTICS},
+}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from berth.access_settings import Access
+
 if TYPE_CHECKING:
+    from berth.analysis import CompareSettings, StatisticsSettings
     from berth.kubernetes import Kubernetes
 
 
@@ -77,6 +80,12 @@ class Store:
     region: str = "us-east-1"
     prefix: str = ""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    results_prefix: str = "berth-results"
+
+    @property
+    def for_models(self) -> dict[str, Any]:
+        """What push and stage are told: what says where points are must not make them run again."""
+        return {key: value for key, value in asdict(self).items() if key != "results_prefix"}
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,14 @@ class Network:
 
 
 @dataclass(frozen=True)
+class NodeModels:
+    """Copies of models on the nodes' own disks: where they come from, and whether older ones make room."""
+
+    source: Literal["store", "shared"] = "shared"
+    evict: bool = False
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -210,6 +227,16 @@ class Platform:
     modules: tuple[str, ...] = ()
     network: Network | None = None
     kubernetes: Kubernetes | None = None
+    access: Access = field(default_factory=Access)
+    node_models_dir: str = ""
+    node_models: NodeModels | None = None
+
+    @property
+    def node_copies(self) -> dict[str, Any] | None:
+        """What a sweep is told of copies on nodes, as plain values; None where models are served from models_dir."""
+        if self.node_models is None:
+            return None
+        return {"dir": self.node_models_dir, **asdict(self.node_models), "store": asdict(self.store)}
 
     @property
     def queue(self) -> Queue | None:
@@ -283,6 +310,22 @@ class SweepSettings:
 
 
 @dataclass(frozen=True)
+class ServiceSettings:
+    """How served deployments are kept up: see docs/serve.md."""
+
+    minutes: int = 1440
+    margin_s: float = 300.0
+    drain_s: float = 60.0
+    quick_s: float = 300.0
+    backoff_s: float = 10.0
+    backoff_max_s: float = 1800.0
+    restarts: int = 50
+    poll_s: float = 5.0
+    check_s: float = 5.0
+    unhealthy_s: float = 120.0
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole configuration."""
 
@@ -294,8 +337,25 @@ class Config:
     benchmarks: dict[str, Benchmark]
     experiments: dict[str, Experiment]
     sweep: SweepSettings
+    services: ServiceSettings
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
     partial: bool = False
     select: tuple[str, ...] = ()
+    deployment: str = ""
+    until: str = ""
+    share: tuple[str, ...] = ()
+    dry_run: bool = False
+    model: str = ""
+    point: str = ""
+    quick: bool = False
+    bundle: str = ""
+    bundle_wheels: bool = True
+    experiment: str = ""
+    against: str = ""
+    only_runs: tuple[int, ...] = ()
+    baseline: str = ""
+    imports: str = ""
+    compare: CompareSettings | None = None
+    statistics: StatisticsSettings | None = None

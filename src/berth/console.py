@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def script(log: str) -> Iterator[None]:
-    """Log to the terminal and to a file; end with one message and an exit code on a BerthError or a signal."""
+def script(log: str, *, kept: str = "every finished point is kept") -> Iterator[None]:
+    """Log to the terminal and to a file; end with one message and an exit code on a BerthError or a signal.
+
+    `kept` says what a signal leaves as it is.
+    """
     path = Path(log)
     path.parent.mkdir(parents=True, exist_ok=True)
     formatter = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -33,7 +36,7 @@ def script(log: str) -> Iterator[None]:
         logger.error("ERROR: %s", error)  # noqa: TRY400  # The message is written for its reader; a traceback hides it.
         sys.exit(1)
     except Terminated as asked:
-        logger.warning("%s; every finished point is kept", asked)
+        logger.warning("%s; %s", asked, kept)
         sys.exit(asked.exit_code)
     finally:
         for handler in (terminal, file):

@@ -68,6 +68,7 @@ class Patient:
     modules: list[str]
     storage: str
     ca_bundle: str = ""
+    node_models_dir: str = ""
     registry: str = ""
     kubernetes: dict[str, Any] | None = None
     secrets: list[str] = field(default_factory=list)
@@ -100,6 +101,7 @@ def patient_of(
         "models_dir": platform.models_dir,
         "images_dir": platform.images_dir,
         "scratch_dir": platform.scratch_dir,
+        "node_models_dir": platform.node_models_dir,
         "results": config.results,
         "store": asdict(platform.store),
         "queue": asdict(platform.queue) if platform.queue else None,
@@ -187,8 +189,11 @@ def _folders(patient: Patient) -> Iterator[Result]:
     if patient.scheduler == "kubernetes":
         # Its paths are inside pods.
         shared = {"results": results}
-    scratch = None if patient.scheduler == "kubernetes" else Path(patient.scratch_dir).expanduser()
-    yield from folder_checks(shared, scratch, several_nodes=several)
+    own = {"paths.scratch": Path(patient.scratch_dir).expanduser()}
+    own |= {"paths.node_models": Path(patient.node_models_dir)} if patient.node_models_dir else {}
+    if patient.scheduler == "kubernetes":
+        own = {}
+    yield from folder_checks(shared, own, several_nodes=several)
     downloads = {name: (f"{name}/manifest.json", size) for name, size in patient.downloads.items()}
     stores = [Store("results", results / "models", downloads)]
     if patient.scheduler != "kubernetes":

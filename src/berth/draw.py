@@ -12,6 +12,8 @@ from berth.published import find_figure
 from berth.tidy import read_tidy, tidy_records, write_tidy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from berth.plan import Plan
 
 
@@ -23,9 +25,11 @@ def tidy(
     labels: dict[str, str],
     parquet: str,
     csv: str,
+    imported: Sequence[str] = (),
 ) -> None:
     """Write one row per point from the records' paths; `not_run` are rows of points that a run did not reach."""
-    table = tidy_records([Path(p) for p in records], [Path(p) for p in failures], not_run, labels)
+    paths = [[Path(path) for path in each] for each in (records, failures, imported)]
+    table = tidy_records(paths[0], paths[1], not_run, labels, paths[2])
     write_tidy(table, Path(parquet), Path(csv))
 
 
@@ -61,6 +65,7 @@ def draw_what_there_is(plan: Plan) -> None:
     tidy(
         records=[str(results / "points" / f"{key}.json") for key in sorted(plan.existing)],
         failures=[str(results / "failures" / f"{key}.json") for key in plan.failures],
+        imported=[str(path) for path in plan.imported],
         not_run=plan.not_run,
         labels={name: platform.label for name, platform in config.platforms.items()},
         parquet=str(table),

@@ -123,6 +123,16 @@ def make_figure(df: pd.DataFrame, kind: str, title: str, note: str = "") -> Figu
         return figure
 
 
+def axis_label(column: str) -> str:
+    """The words for a number of the table on an axis, without its unit."""
+    for kind in KINDS.values():
+        for panel in kind.panels:
+            if panel.column == column:
+                words = kind.label.partition(" (")[0]
+                return f"{panel.title} {words[0].lower()}{words[1:]}" if panel.title else words
+    return column.replace("_", " ")
+
+
 def _known(panel: Panel, drawn: list[Curve]) -> bool:
     return any(np.isfinite(_xy(panel, curve)[1]).any() for curve in drawn)
 

@@ -36,24 +36,58 @@ def exclusive(path: Path, purpose: str, *, timeout_s: float | None = None) -> It
     Raises:
         BerthError: the time is over, or the file system cannot lock or write here.
     """
+    with _opened(path) as fd:
+        _acquire(fd, path, purpose, timeout_s)
+        yield fd
+
+
+@contextlib.contextmanager
+def shared(path: Path, purpose: str) -> Iterator[None]:
+    """Hold the lock file `path` for the block together with others that share it; see exclusive().
+
+    Raises:
+        BerthError: the file system cannot lock or write here.
+    """
+    with _opened(path) as fd:
+        _acquire(fd, path, purpose, None, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def unless_held(path: Path) -> Iterator[bool]:
+    """True, with the lock held for the block, where nobody holds the lock file `path`; False, at once, elsewhere.
+
+    Raises:
+        BerthError: the file system cannot lock or write here.
+    """
+    with _opened(path) as fd:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise _cannot_lock(path, error) from error
     try:
-        _acquire(fd, path, purpose, timeout_s)
         yield fd
     finally:
         os.close(fd)
 
 
-def _acquire(fd: int, path: Path, purpose: str, timeout_s: float | None) -> None:
+def _acquire(fd: int, path: Path, purpose: str, timeout_s: float | None, how: int = fcntl.LOCK_EX) -> None:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     told = False
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
         except BlockingIOError:
             if not told:
                 logger.info("Another process holds %s (%s); waiting for it", path, purpose)

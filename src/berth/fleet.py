@@ -23,7 +23,7 @@ from berth.kubeserver import serve_release
 from berth.launch import further_secrets
 from berth.nodes import agent_starts, step_environment
 from berth.processes import end_processes, spawn
-from berth.serve import Launch, ServerDied, held, serve
+from berth.serve import Launch, ServerDied, held, serve, wait_for_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,6 +66,7 @@ class NodesServer:
         self._over = threading.Event()
         self._states: list[NodeState] = []
         self._pings = 0
+        self._moved_at = 0.0
         self._key = ""
         self._launch: Launch | None = None
         self._log_starts = [_size(deployed.node_log(rank)) for rank in range(len(nodes))]
@@ -128,9 +129,19 @@ class NodesServer:
         """The server's own among them."""
         return self.listening() & {"own"}
 
+    def drain(self, limit_s: float) -> bool:
+        """Ask the first node's process, which answers requests, to end when it has answered those in flight."""
+        self._order(do="drain")
+        return wait_for_end(self.alive, limit_s)
+
     def meter(self, _own_paths: Sequence[str]) -> Meter:
         """Tells whether any node gets on; the agents sample."""
         return _Moves(self._take_moves)
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """What the nodes told of the model on their own disks."""
+        return [state.prepared["copied"] for state in self._states if state.prepared and state.prepared["copied"]]
 
     def _take_moves(self) -> frozenset[str]:
         with self._changed:
@@ -226,7 +237,7 @@ class NodesServer:
         """
         request = self._deployed.request
         self._order(do="prepare", request=asdict(request), silence_s=request.settings["lease_stale_s"])
-        if not self._wait(lambda: self._trouble() or all(state.prepared for state in self._states), limit_s):
+        if not self._all_prepared(limit_s):
             raise self._missing(f"within {limit_s:.0f} s")
         if not self.alive():
             self._settle()
@@ -260,6 +271,17 @@ class NodesServer:
             served_model=request.repo,
             secret_env=self._secrets(),
         )
+
+    def _all_prepared(self, limit_s: float) -> bool:
+        """Whether all nodes were prepared, or one has failed, before nothing was heard of any for `limit_s`."""
+        self._moved_at = time.monotonic()
+        while not self._wait(
+            lambda: self._trouble() or all(state.prepared for state in self._states),
+            limit_s - (time.monotonic() - self._moved_at),
+        ):
+            if time.monotonic() - self._moved_at >= limit_s:
+                return False
+        return True
 
     def _trouble(self) -> bool:
         return any(state.died or state.gone for state in self._states)
@@ -310,6 +332,11 @@ class NodesServer:
             event = message["event"]
             if event == "prepared":
                 state.prepared = message
+                if message["copied"]:
+                    self._happened(f"node{rank}_model_ready")
+            elif event == "copying":
+                # A model may take longer to arrive than a node to answer.
+                self._moved_at = state.heard
             elif event == "started":
                 state.started = message
                 self._happened(f"node{rank}_started")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from berth.columns import COLUMNS, Column
+from berth.columns import BY_NAME, COLUMNS, Column
 from berth.published import read_rows
 
 if TYPE_CHECKING:
@@ -28,6 +28,15 @@ def combine(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table with the rows of all of them in the order given."""
     kept = [table for table in frames if len(table)]
     return pd.concat(kept, ignore_index=True) if kept else frame([])
+
+
+def plain_rows(df: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain values by column, without what is unknown."""
+    kinds = {"text": str, "integer": int, "number": float}
+    return [
+        {str(name): kinds[BY_NAME[str(name)].kind](value) for name, value in row.items() if not pd.isna(value)}
+        for row in df.astype(object).to_dict(orient="records")
+    ]
 
 
 def dtype_of(column: Column) -> str:

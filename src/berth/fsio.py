@@ -76,7 +76,12 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
     """Write a whole JSON file or nothing: keys in the order given, two spaces, one newline at the end."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", mode=mode)
+    write_text(path, json_text(value), mode=mode)
+
+
+def json_text(value: Any) -> str:
+    """The text that write_json writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def canonical_json(value: Any) -> str:

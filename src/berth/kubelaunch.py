@@ -213,6 +213,10 @@ def prepare_release(request: SweepRequest, host: Host, token: str, folder: Path)
         inside / local.name,
         logs.absolute(),
         logs,
+        custody={
+            "model": {"manifest_sha256": model["manifest"]["sha256"], "copy": "volume"},
+            "dataset": {"sha256": dataset.get("sha256")},
+        },
         release=Release(cluster, name, token, folder / _STATE),
         pod=ClientPod(cluster, f"{name}-client", inside),
         local_dataset=local,

@@ -137,6 +137,11 @@ class ReleaseServer:
         return [{"name": self.pod.node, "address": self.pod.address}]
 
     @property
+    def copies(self) -> list[dict[str, Any]]:
+        """None: its Job brings the model onto a volume."""
+        return []
+
+    @property
     def base_url(self) -> str:
         """Its address on this machine, through a forward that is made anew where it broke."""
         return f"http://127.0.0.1:{self._forward.port()}"
@@ -146,6 +151,11 @@ class ReleaseServer:
         """Its address in the cluster: that of its pod, so that nothing stands between client and server."""
         host = f"[{self.pod.address}]" if ":" in self.pod.address else self.pod.address
         return f"http://{host}:{self.launch.port}"
+
+    def drain(self, limit_s: float) -> bool:
+        """False, at once: its pods answer what they have begun when the release is removed, in the chart's time."""
+        del limit_s
+        return False
 
     def alive(self) -> bool:
         """Whether its container is the one that was started and runs, as was seen last."""

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,7 @@ from berth.network import at_site, check_certificates
 from berth.nodecheck import check_node
 from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
+from berth.provenance import custody_of, same_source
 from berth.ready import Checks
 from berth.recipes import load_recipe
 from berth.resolve import Resolved, client_container, resolve
@@ -33,6 +34,7 @@ from berth.runtime import Command, Host, command
 from berth.runtimefailures import runtime_failures
 from berth.serve import Launch
 from berth.sockets import free_port
+from berth.startcache import StartCache
 from berth.trial import SCRIPT, try_container
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from berth._client_launch import ResultFiles
     from berth.diagnose import KnownFailure
+    from berth.nodemodel import Copied
     from berth.recipe import Recipe
     from berth.sweep import SweepRequest
 
@@ -63,6 +66,10 @@ class Deployed:
     logs: Path
     # Which node of a server over several this is; None in a sweep, which is none of them.
     place: Place | None = None
+    # The digests of what is served and asked, as records hold them.
+    custody: Mapping[str, Any] = field(default_factory=dict)
+    # What copied the model to this node's own disk, where the platform asks for that.
+    copied: Copied | None = None
 
     @property
     def known_failures(self) -> tuple[KnownFailure, ...]:
@@ -74,6 +81,18 @@ class Deployed:
         """How the recipe's service tells that it is ready."""
         ready = self.recipe.ready
         return Checks(ready.health, ready.models, ready.completion, keyed=bool(self.recipe.server_key))
+
+    @property
+    def cache(self) -> Path:
+        """Where the server caches; a folder of its run."""
+        return self.scratch / "cache"
+
+    @property
+    def start_cache(self) -> StartCache:
+        """What servers of this image leave to later ones on this node."""
+        service = f"{self.recipe.name}-{self.request.deployment['version']}"
+        scratch_dir = Path(self.request.platform_settings["scratch_dir"]).expanduser().absolute()
+        return StartCache.of(scratch_dir, service, self.image["digest"], self.recipe.expects.cache_kept)
 
     @property
     def server_log(self) -> Path:
@@ -143,7 +162,8 @@ class Deployed:
         resolved = self.resolved(self.request.platform_settings["ports"][0], token)
         container = resolved.container
         check_node(self.on, container, self.model_dir, platform=self.request.platform)
-        if self.on.runtime == "process":
+        # The trial runs the Python that the recipe names for its client; a service without one is tried by its start.
+        if self.on.runtime == "process" or not self.recipe.clients:
             return
         self._write_files(resolved)
         model = next((mount.target for mount in container.mounts if mount.source == str(self.model_dir)), "/")
@@ -251,8 +271,7 @@ class Deployed:
         share = Share()
         if shares_node(ranks, deployment["nodes"], accelerator["per_node"]):
             share = share_of(settings["runtime"], accelerator["kind"], os.environ)
-        cache = self.scratch / "cache"
-        cache.mkdir(parents=True, exist_ok=True)
+        self.cache.mkdir(parents=True, exist_ok=True)
         return resolve(
             self.recipe,
             accelerator=accelerator["kind"],
@@ -262,7 +281,7 @@ class Deployed:
             served_name=request.repo,
             host=self.host,
             port=port,
-            cache_dir=cache,
+            cache_dir=self.cache,
             files_dir=self.scratch / "files",
             name=_container_name(request, token),
             device=accelerator["name"],
@@ -292,7 +311,6 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     """
     model = read_receipt(request.model_receipt)
     image = read_receipt(request.image_receipt)
-    dataset = read_receipt(request.dataset_receipt)
     require_same_model(request, model)
     wanted = request.definition["image"]["digest"]
     if wanted and wanted not in (image["digest"], image.get("index_digest")):
@@ -304,10 +322,13 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
     check_certificates(network.ca_bundle, f"config/platforms/{request.platform}.yaml")
     require_same_image(Path(request.results), request.id, image["digest"])
     model_dir = Path(model["dest"]).absolute()
-    dataset_path = (Path(request.dataset_receipt).parent / dataset["path"]).absolute()
-    for path, receipt in ((model_dir, request.model_receipt), (dataset_path, request.dataset_receipt)):
-        if not path.exists():
-            raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
+    _require_there(model_dir, request.model_receipt)
+    dataset: dict[str, Any] = {}
+    dataset_path = Path()
+    if request.dataset_receipt:
+        dataset = read_receipt(request.dataset_receipt)
+        dataset_path = Path(request.dataset_receipt).parent / dataset["path"]
+        _require_there(dataset_path, request.dataset_receipt)
     scratch_dir = Path(request.platform_settings["scratch_dir"]).expanduser().absolute()
     scratch = scratch_dir / "berth" / request.id.key
     try:
@@ -326,10 +347,20 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
         env=host.environ,
         program=host.podman,
     )
-    logs = Path(request.results) / "logs" / "server" / request.id.key
+    logs = Path(request.logs) if request.logs else Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))
-    return Deployed(request, host, recipe, image, model_dir, dataset_path, scratch, logs)
+    custody = custody_of(request.model_receipt, model, dataset, model_dir)
+    deployed = Deployed(
+        request, host, recipe, image, model_dir, dataset_path.absolute(), scratch, logs, custody=custody
+    )
+    deployed.start_cache.seed(deployed.cache)
+    return deployed
+
+
+def _require_there(path: Path, receipt: str) -> None:
+    if not path.exists():
+        raise BerthError(f"{path} is not there, although {receipt} says so. Delete the receipt, and run again.")
 
 
 def further_secrets(recipe: Recipe, environ: Mapping[str, str]) -> dict[str, str]:
@@ -364,12 +395,7 @@ def require_same_model(request: SweepRequest, receipt: dict[str, Any]) -> None:
         BerthError: it is another one.
     """
     wanted, source = request.definition["model"], receipt["source"]
-    if "generated" in wanted:
-        shape = source.get("shape", {})
-        same = all(shape.get(key) == value for key, value in wanted["generated"].items())
-    else:
-        same = source.get("revision") == wanted["revision"]
-    if not same or source["repo"] != wanted["repo"]:
+    if not same_source(wanted, source):
         told = source.get("revision") or source.get("shape")
         raise BerthError(
             f"{request.model_receipt}: the staged model is {source['repo']} at {told}, but the run is defined with "

@@ -121,12 +121,7 @@ class Lease:
                 if here.knows_dead(entry.identity) is None:
                     kept.append(entry)
                 continue
-            mapped = shared_memory_of(process.pid for process in find_processes(entry.token))
-            # First, because Podman then knows that it was asked, and removes what it keeps of them.
-            names = end_containers(entry.podman, entry.token, self._environ, grace_s=grace_s)
-            ended += [Ended(0, name, "TERM") for name in names]
-            ended += end_processes(entry.token, grace_s=grace_s)
-            remove_shared_memory({**entry.shared_memory, **mapped})
+            ended += end_leftover(entry, self._environ, grace_s=grace_s)
         self._rewrite(leftovers=tuple(kept))
         return ended
 
@@ -216,6 +211,21 @@ def lease(
             stop.set()
             heart.join()
             held.release()
+
+
+def end_leftover(entry: Leftover, environ: Mapping[str, str], *, grace_s: float) -> list[Ended]:
+    """End what one dead holder left running on this host, and only that; a container is told as pid 0.
+
+    Raises:
+        BerthError: when a process cannot be ended.
+    """
+    mapped = shared_memory_of(process.pid for process in find_processes(entry.token))
+    # First, because Podman then knows that it was asked, and removes what it keeps of them.
+    names = end_containers(entry.podman, entry.token, environ, grace_s=grace_s)
+    ended = [Ended(0, name, "TERM") for name in names]
+    ended += end_processes(entry.token, grace_s=grace_s)
+    remove_shared_memory({**entry.shared_memory, **mapped})
+    return ended
 
 
 def _now() -> float:

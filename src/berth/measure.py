@@ -14,6 +14,7 @@ from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
+from berth.nodemodel import with_copies
 from berth.ready import wait_until_ready
 from berth.recording import Instance, failure_of, point_record, wall_since
 from berth.serve import ServerDied
@@ -106,10 +107,14 @@ class Session:
                 mode=request.settings["client_mode"],
             ) as client,
         ):
+            deployed = with_copies(deployed, server.copies)
             settings = _bench_settings(deployed, request, server.client_url)
+            # The copy was made once for all servers of the sweep, before the first.
+            copied = deployed.copied.events if deployed.copied and number == 1 else ()
+            before = [(event, at - server.started) for event, at in copied]
             instance = Instance(
                 number,
-                [{"event": event, "elapsed_s": round(elapsed_s, 3)} for event, elapsed_s in server.events],
+                [{"event": event, "elapsed_s": round(elapsed_s, 3)} for event, elapsed_s in (*before, *server.events)],
                 server.launch.argv,
                 server.places,
                 rest[0].name if rest else "",
@@ -127,6 +132,7 @@ class Session:
                 poll_s=_POLL_S,
                 limit_s=limit_s,
             )
+            deployed.start_cache.keep(deployed.cache)
             session.instance.timeline.extend(timeline.as_json())
             session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
             client.wait_ready(should_stop=server.check)

@@ -4,10 +4,13 @@ Standard input, one JSON object per line, the same for all nodes:
     {"do": "prepare", "request": SweepRequest as JSON, "silence_s": float}
     {"do": "start", "head_address": str, "port": int, "cluster_port": int, "addresses": {name: address}}
     {"do": "ping", "number": int}
+    {"do": "drain"}    the process that answers requests ends when it has answered those in flight
     {"do": "pin"}      the server is ready: whoever listens on its port now is the server
     {"do": "stop"}
 Standard output, messages in the lines of agent_lines:
-    {"event": "prepared", "name", "host", "address", "interface", "port", "cluster_port", "step"}
+    {"event": "prepared", "name", "host", "address", "interface", "port", "cluster_port", "step",
+     "copied"}      of the model to the node's own disk, as records hold it, or null
+    {"event": "copying", "bytes"}      the model arrives on the node's own disk
     {"event": "joined"}      from the first node: its Ray cluster has all nodes
     {"event": "started", "argv"}      its processes run; argv is without secrets
     {"event": "beat", "moved": ["log", "cpu", "read"], "listening": ["own", "others"]}
@@ -38,6 +41,7 @@ from berth.cluster import ClusterIncomplete, joined_of
 from berth.containers import end_containers
 from berth.errors import BerthError
 from berth.launch import prepare
+from berth.nodemodel import with_node_model
 from berth.nodepart import part_of
 from berth.nodes import Place, own_address, own_node, own_rank
 from berth.processes import TOKEN_VARIABLE
@@ -84,6 +88,7 @@ class Agent:
         self._orders = orders
         self._silence_s = 120.0
         self._heard = self._told = time.monotonic()
+        self._deployed: Deployed | None = None
         self._servers: list[Server] = []
         self._meter: Meter | None = None
         self._dead = False
@@ -105,7 +110,8 @@ class Agent:
     def _prepared(self, stack: contextlib.ExitStack, order: dict[str, Any]) -> Deployed:
         self._silence_s = order["silence_s"]
         node = own_node(os.environ, self._rank)
-        deployed = prepare(SweepRequest(**order["request"]))
+        deployed = stack.enter_context(with_node_model(prepare(SweepRequest(**order["request"])), self._copying))
+        self._deployed = deployed
         grace_s = deployed.request.settings["stop_grace_s"]
         stack.callback(end_containers, deployed.on.podman, self._token, deployed.on.environ, grace_s=grace_s)
         deployed = dataclasses.replace(deployed, place=Place(self._rank, node.address, node.address, "", 0))
@@ -124,8 +130,13 @@ class Agent:
             port=port,
             cluster_port=cluster_port,
             step=step,
+            copied=dict(deployed.custody["model"]) if deployed.copied else None,
         )
         return dataclasses.replace(deployed, place=Place(self._rank, address, address, interface, cluster_port))
+
+    def _copying(self, copied_bytes: int) -> None:
+        with contextlib.suppress(_Over):
+            self._tell(event="copying", bytes=copied_bytes)
 
     def _work(self, stack: contextlib.ExitStack, deployed: Deployed, order: dict[str, Any]) -> Iterator[None]:
         place = deployed.place
@@ -206,8 +217,12 @@ class Agent:
             wait_s = 0.0
             if order["do"] == "ping":
                 self._tell(event="pong", number=order["number"])
+            elif order["do"] == "drain" and self._rank == 0 and self._servers:
+                self._servers[-1].ask_to_end()
             elif order["do"] == "pin":
                 self._meter = None
+                if self._deployed:
+                    self._deployed.start_cache.keep(self._deployed.cache)
                 if self._rank == 0 and self._servers:
                     self._servers[-1].pin()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import getpass
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from berth import access_settings
 from berth._schema import check, load_yaml, nearest
+from berth.analysis import compare_settings, statistics_settings
 from berth.config import (
     Accelerator,
     Benchmark,
@@ -19,10 +22,12 @@ from berth.config import (
     Host,
     Model,
     Network,
+    NodeModels,
     Platform,
     RecipeSettings,
     Registry,
     RuntimeSettings,
+    ServiceSettings,
     Slurm,
     Staging,
     Store,
@@ -66,16 +71,41 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         results=raw.get("results", "results").rstrip("/"),
         config_dir=raw.get("config_dir", "config"),
         published_dir=raw.get("published_dir", "data/published"),
-        partial=str(raw.get("partial", False)).lower() == "true",
+        partial=_true(raw, "partial"),
         select=tuple(raw.get("select", ())),
+        services=ServiceSettings(**raw.get("services", {})),
+        deployment=raw.get("deployment", ""),
+        until=raw.get("until", ""),
+        share=tuple(raw.get("share", ())),
+        dry_run=_true(raw, "dry_run"),
+        model=raw.get("model", ""),
+        point=raw.get("point", ""),
+        quick=_true(raw, "quick"),
+        bundle=raw.get("bundle", ""),
+        bundle_wheels=_true({"bundle_wheels": True} | raw, "bundle_wheels"),
+        experiment=raw.get("experiment", ""),
+        against=raw.get("against", ""),
+        only_runs=tuple(int(run) for run in raw.get("only_runs", ())),
+        baseline=str(raw.get("baseline", "")),
+        imports=raw.get("imports", ""),
+        compare=compare_settings(raw["compare"]) if "compare" in raw else None,
+        statistics=statistics_settings(raw["statistics"]) if "statistics" in raw else None,
     )
     _check_references(config, recipes)
     return config
 
 
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
-    # An empty section in YAML is null; it means the same as leaving it out.
-    return {key: value for key, value in raw.items() if value is not None}
+    # An empty section in YAML is null; it means the same as leaving it out. YAML makes a time of some texts.
+    given = {key: value for key, value in raw.items() if value is not None}
+    if isinstance(given.get("until"), date):
+        given["until"] = given["until"].isoformat()
+    return given
+
+
+def _true(raw: dict[str, Any], key: str) -> bool:
+    # The command line hands over text.
+    return str(raw.get(key, False)).lower() == "true"
 
 
 def _folder(folder: Path, schema: str) -> dict[str, dict[str, Any]]:
@@ -131,6 +161,8 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         models_dir=value["paths"]["models"],
         images_dir=value["paths"].get("images", ""),
         scratch_dir=_own(value["paths"]["scratch"]),
+        node_models_dir=_own(value["paths"].get("node_models", "")),
+        node_models=_node_models(value, file),
         store=Store(**value["store"]),
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
@@ -145,6 +177,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         container=_runtime(value.get("podman", {}) | value.get("apptainer", {}), file),
         modules=tuple(value.get("modules", ())),
         kubernetes=settings_of(value, file),
+        access=access_settings.settings_of(value, file),
     )
 
 
@@ -156,6 +189,29 @@ def _runtime(value: dict[str, Any], file: str) -> RuntimeSettings:
             "most. Choose a shorter path on a local disk."
         )
     return RuntimeSettings(options=tuple(value.get("options", ())), storage=storage)
+
+
+def _node_models(value: dict[str, Any], file: str) -> NodeModels | None:
+    section = value.get("node_models", {})
+    folder = value["paths"].get("node_models", "")
+    if section and not folder:
+        raise BerthError(
+            f"{file}: node_models: it needs paths.node_models, the folder on a node's own disk. Add it, or remove the "
+            "section."
+        )
+    if folder and value["runtime"] == "kubernetes":
+        raise BerthError(f"{file}: paths.node_models: a pod has its model on a volume. Remove the key.")
+    if folder and folder.rstrip("/") == value["paths"]["models"].rstrip("/"):
+        raise BerthError(
+            f"{file}: paths.node_models: {folder} is paths.models, which all nodes share. Name a folder on a node's "
+            "disk, or remove the key."
+        )
+    settings = NodeModels(**section)
+    if settings.source == "store" and value["store"]["kind"] != "s3":
+        raise BerthError(
+            f"{file}: node_models.source: nodes cannot reach an embedded store. Use shared, or a store of kind s3."
+        )
+    return settings if folder else None
 
 
 def _own(folder: str) -> str:
@@ -211,6 +267,8 @@ def _check_references(config: Config, recipes: list[str]) -> None:
     _known(config.platform, config.platforms, f"{where}: platform", "platform")
     for name in config.select:
         _known(name, config.experiments, f"{where}: select", "experiment")
+    if config.model:
+        _known(config.model, config.models, f"{where}: model", "model")
     for deployment in config.deployments.values():
         at = f"{where}: deployments.{deployment.name}"
         _known(deployment.model, config.models, f"{at}.model", "model")

@@ -12,6 +12,7 @@ from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
 from berth.image_request import request_of
+from berth.imported import imported_paths
 from berth.jobs import Jobs
 from berth.kubeplan import release_request
 from berth.parts import levels_of
@@ -24,7 +25,7 @@ from berth.spec import Definition, Unmeasurable, define, image_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from berth.config import Benchmark, Config, Deployment, Experiment
+    from berth.config import Benchmark, Config, Deployment, Experiment, Platform
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # Published sets hold one number per point: output tokens per second.
@@ -60,6 +61,7 @@ class Plan:
     spooled: frozenset[str]
     attempts: dict[str, int] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
+    imported: tuple[Path, ...] = ()
     unmeasurable: tuple[str, ...] = ()
 
     def require_measurable(self) -> None:
@@ -105,6 +107,7 @@ class Plan:
         """Kinds of figure per experiment that has something to draw."""
         measured = {run.experiment.name for run in self.runs.values()} if not self.config.partial else set()
         measured |= {key.split("/", 1)[0] for key in self.existing | set(self.failures)}
+        measured |= {path.parents[3].name for path in self.imported}
         drawn: dict[str, tuple[str, ...]] = {}
         for name, experiment in self.config.experiments.items():
             if self.config.select and name not in self.config.select:
@@ -168,22 +171,7 @@ class Plan:
             "deployment": asdict(deployment),
             "benchmark": asdict(found.benchmark),
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
-            "platform_settings": {
-                "accelerator": asdict(settings.accelerator),
-                "runtime": settings.runtime,
-                "host": settings.host,
-                "ports": list(settings.ports),
-                "scratch_dir": settings.scratch_dir,
-                "scheduler": settings.scheduler,
-                "interface": settings.interface,
-                "hosts": [asdict(host) for host in settings.hosts],
-                "step_options": step_options(deployment, settings),
-                "warn_s": settings.queue.warn_s if settings.queue else 0,
-                "modules": list(settings.modules),
-                "options": list(settings.container.options),
-                "storage": settings.container.storage,
-                "network": asdict(settings.network or Network()),
-            },
+            "platform_settings": platform_settings(deployment, settings),
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
             "repo": config.models[deployment.model].repo,
             "results": config.results,
@@ -220,6 +208,27 @@ class Plan:
         return request_of(self.image(platform, recipe, version), recipe, self.config.platforms[platform])
 
 
+def platform_settings(deployment: Deployment, settings: Platform) -> dict[str, Any]:
+    """What a job is told of its platform, as plain values."""
+    return {
+        "accelerator": asdict(settings.accelerator),
+        "runtime": settings.runtime,
+        "host": settings.host,
+        "ports": list(settings.ports),
+        "scratch_dir": settings.scratch_dir,
+        "scheduler": settings.scheduler,
+        "interface": settings.interface,
+        "hosts": [asdict(host) for host in settings.hosts],
+        "step_options": step_options(deployment, settings),
+        "warn_s": settings.queue.warn_s if settings.queue else 0,
+        "modules": list(settings.modules),
+        "options": list(settings.container.options),
+        "storage": settings.container.storage,
+        "network": asdict(settings.network or Network()),
+        "node_models": settings.node_copies,
+    }
+
+
 def make_plan(config: Config, root: Path) -> Plan:
     """The plan for the platform at hand.
 
@@ -239,6 +248,7 @@ def make_plan(config: Config, root: Path) -> Plan:
         spooled=frozenset(_spooled(results / "spool", runs)) - existing,
         attempts=_attempts(results / "sweeps"),
         failures=tuple(sorted(_keys(results / "failures", set(config.experiments)))),
+        imported=tuple(imported_paths(results, config.experiments)),
         unmeasurable=tuple(unmeasurable),
     )
 

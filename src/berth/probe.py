@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import http.client
 import json
+import ssl
 import threading
 import urllib.parse
 from dataclasses import dataclass
@@ -32,11 +33,17 @@ class Answer:
         return f"HTTP {self.status}: {text}" if self.status else text
 
 
-def ask(base_url: str, path: str, *, timeout_s: float, api_key: str | None = None, body: Any = None) -> Answer:
-    """GET, or POST of `body` as JSON. The key goes into the Authorization header and nowhere else."""
-    address = urllib.parse.urlsplit(base_url)
-    # http.client knows nothing of proxies: a site's HTTP_PROXY must not see requests to a server of this node.
-    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
+def ask(
+    base_url: str, path: str, *, timeout_s: float, api_key: str | None = None, body: Any = None, ca_file: str = ""
+) -> Answer:
+    """GET, or POST of `body` as JSON. The key goes into the Authorization header and nowhere else.
+
+    With https the server's certificate must be good by the system's CAs, or by those in `ca_file`.
+    """
+    try:
+        connection = _connection(urllib.parse.urlsplit(base_url), timeout_s, ca_file)
+    except OSError as error:
+        return Answer(0, f"{ca_file or 'the certificates of the system'}: {error.strerror or error}")
     headers = {"Connection": "close"}
     if api_key is not None:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -54,6 +61,14 @@ def ask(base_url: str, path: str, *, timeout_s: float, api_key: str | None = Non
         return Answer(0, f"{path}: {error or type(error).__name__}")
     finally:
         connection.close()
+
+
+def _connection(address: urllib.parse.SplitResult, timeout_s: float, ca_file: str) -> http.client.HTTPConnection:
+    # http.client knows nothing of proxies: a site's HTTP_PROXY must not see requests to a server of this node.
+    if address.scheme == "https":
+        context = ssl.create_default_context(cafile=ca_file or None)
+        return http.client.HTTPSConnection(address.hostname or "", address.port, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection(address.hostname or "", address.port, timeout=timeout_s)
 
 
 def ask_aside(base_url: str, path: str, **question: Any) -> concurrent.futures.Future[Answer]:

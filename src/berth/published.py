@@ -91,7 +91,7 @@ def find_figure(published_dir: Path, reference: str) -> tuple[PublishedSet, Publ
         BerthError: there is no such set or figure, or the set is wrong (as `read_set` says).
     """
     set_name, _, name = reference.partition("/")
-    sets = sorted(found.parent.name for found in published_dir.glob("*/set.yaml"))
+    sets = published_sets(published_dir)
     if set_name not in sets:
         known = ", ".join(sets) or "none"
         raise BerthError(f'{published_dir}: no published set "{set_name}".{nearest(set_name, sets)} Known: {known}.')
@@ -103,6 +103,20 @@ def find_figure(published_dir: Path, reference: str) -> tuple[PublishedSet, Publ
             f" Known: {known}."
         )
     return found, found.figures[name]
+
+
+def published_sets(published_dir: Path) -> list[str]:
+    """The names of the sets."""
+    return sorted(found.parent.name for found in published_dir.glob("*/set.yaml"))
+
+
+def read_points(path: Path) -> list[dict[str, Any]]:
+    """The rows of a CSV file of points that belongs to no set, by columns of the tidy table.
+
+    Raises:
+        BerthError: as for a file of a set.
+    """
+    return _distinct(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -121,14 +135,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise BerthError(
             f"{path}: {path.parent / 'set.yaml'} does not list this file. Add it under figures, with a title and model."
         )
-    rows: list[dict[str, Any]] = []
+    return [_complete(row, described, figure) for row in _distinct(path)]
+
+
+def _distinct(path: Path) -> list[dict[str, Any]]:
     seen: dict[tuple[Any, ...], int] = {}
+    rows = []
     for line, row in _read_csv(path):
         key = (row["platform"], row.get("deployment"), row["run"], row["concurrency"])
         if key in seen:
             raise BerthError(f"{path}: lines {seen[key]} and {line} are the same point. Remove one.")
         seen[key] = line
-        rows.append(_complete(row, described, figure))
+        rows.append(row)
     return rows
 
 
@@ -177,7 +195,7 @@ def _check_header(path: Path, header: list[str]) -> None:
     allowed = [name for name in BY_NAME if name not in _FROM_SET]
     for name in header:
         if name not in allowed:
-            hint = " It is filled in from set.yaml." if name in _FROM_SET else nearest(name, allowed)
+            hint = " It is filled in from set.yaml, or by Berth." if name in _FROM_SET else nearest(name, allowed)
             raise BerthError(
                 f'{path}: unknown column "{name}".{hint} The columns of docs/tidy.md are allowed: {", ".join(allowed)}.'
             )

@@ -88,6 +88,7 @@ class Expectations:
     workdir: str
     cache_dir: str
     cache_env: dict[str, str]
+    cache_kept: tuple[str, ...] = ()
     models_dir: str = ""
     shm_gib: int | None = None
 
@@ -112,6 +113,15 @@ class Client:
     backend_flag: str
     needs_devices: tuple[str, ...] = ()
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The flag that gives requests in flight time after TERM, in whole seconds, in the versions of `span`."""
+
+    span: Span
+    flag: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,7 @@ class Recipe:
     server_key: str = ""
     client_key: str = ""
     further_secrets: dict[str, str] = field(default_factory=dict)
+    drains: tuple[Drain, ...] = ()
 
     def version(self, name: str) -> ServiceVersion:
         """One version.
@@ -200,6 +211,10 @@ class Recipe:
             if client.span.has(version):
                 return client
         raise BerthError(f"{self.file}: client: there is none for version {version}. Add one under `client`.")
+
+    def drain(self, version: str) -> Drain | None:
+        """The flag by which a version is told how long requests in flight may take; None where it needs none."""
+        return next((drain for drain in self.drains if drain.span.has(version)), None)
 
     def check_inputs(self, given: Mapping[str, str], where: str) -> None:
         """Do nothing if exactly the recipe's inputs are given; `where` is the key that holds them.

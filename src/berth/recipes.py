@@ -14,6 +14,7 @@ from berth.recipe import (
     STANDARD_VALUES,
     AcceleratorKind,
     Client,
+    Drain,
     Expectations,
     File,
     Image,
@@ -73,6 +74,7 @@ def _read(path: Path, _mtime_ns: int, _size: int) -> Recipe:
         server_key=secrets.get("server_key", ""),
         client_key=secrets.get("client_key", ""),
         further_secrets=dict(secrets.get("further", {})),
+        drains=tuple(Drain(_span(value), value["flag"], value["reason"]) for value in raw.get("drain", ())),
     )
     _check_patterns(recipe)
     _check_templates(recipe, raw)
@@ -96,7 +98,8 @@ def _version(raw: dict[str, Any]) -> ServiceVersion:
 
 def _expectations(raw: dict[str, Any]) -> Expectations:
     rest = {key: value for key, value in raw.items() if key != "cache"}
-    return Expectations(cache_dir=raw["cache"]["dir"], cache_env=raw["cache"]["env"], **rest)
+    cache = raw["cache"]
+    return Expectations(cache_dir=cache["dir"], cache_env=cache["env"], cache_kept=tuple(cache.get("kept", ())), **rest)
 
 
 def _client(raw: dict[str, Any]) -> Client:

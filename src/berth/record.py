@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from berth import _schema
+from berth import _schema, seal
 from berth.errors import BerthError
-from berth.fsio import write_bytes, write_json
+from berth.fsio import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,11 +47,13 @@ def build_record(
     validity: Mapping[str, Any],
     wall: Mapping[str, Any],
     failure: Mapping[str, Any] | None = None,
+    custody: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one point, keys in the order of the documentation, numbers that JSON does not have as null.
 
     `client` and `wall` come from `Measurement`, `validity` from `Judgement.as_dict`, `server_metrics` from
-    `metrics.difference`. A failure's verdict is always "refused".
+    `metrics.difference`. A failure's verdict is always "refused". `custody` has `model` and `dataset`, the digests of
+    what was served and asked; write_record adds those of the record and of its requests file.
     """
     checked = dict(validity)
     if failure is not None:
@@ -67,6 +70,7 @@ def build_record(
         "validity": checked,
         "failure": None if failure is None else dict(failure),
         "wall": dict(wall),
+        **({"custody": {**custody, "requests_sha256": None, "record_sha256": seal.BLANK}} if custody else {}),
     }
     cleaned: dict[str, Any] = finite(record)
     return cleaned
@@ -88,10 +92,16 @@ def write_record(path: Path, record: Mapping[str, Any], requests: Mapping[str, A
     name = record["requests_file"]
     if (name is None) != (requests is None):
         raise ValueError(f"requests_file is {name!r}, but requests are {'absent' if requests is None else 'given'}")
+    requests_sha256 = None
     if name is not None:
-        text = _dumps(requests)
-        write_bytes(path.with_name(name), gzip.compress(text.encode(), _GZIP_LEVEL, mtime=0))
-    write_json(path, record)
+        packed = gzip.compress(_dumps(requests).encode(), _GZIP_LEVEL, mtime=0)
+        requests_sha256 = hashlib.sha256(packed).hexdigest()
+        write_bytes(path.with_name(name), packed)
+    if seal.has_seal(record):
+        custody = {**record["custody"], "requests_sha256": requests_sha256}
+        write_text(path, seal.sealed_text({**record, "custody": custody}))
+    else:
+        write_json(path, record)
 
 
 def _dumps(value: Any) -> str:

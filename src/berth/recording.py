@@ -97,6 +97,7 @@ def point_record(
         validity=validity or NOT_JUDGED,
         wall=wall,
         failure=failure,
+        custody=deployed.custody,
     )
 
 

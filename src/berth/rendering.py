@@ -83,6 +83,12 @@ class Rendering:
         return self.models_dir / self.model.repo
 
     @property
+    def served_dir(self) -> Path:
+        """Where a server reads the model: the staged one, or its copy on the node's own disk."""
+        folder = self.platform.node_models_dir
+        return Path(folder) / self.model.repo if folder else self.model_dir
+
+    @property
     def port(self) -> int:
         """The first port of the platform's range."""
         return self.platform.ports[0]
@@ -125,7 +131,7 @@ class Rendering:
             accelerator=platform.accelerator.kind,
             version=deployment.version,
             platform_name=platform.name,
-            model_path=self.model_dir,
+            model_path=self.served_dir,
             served_name=self.model.repo,
             host=platform.host,
             port=self.port,

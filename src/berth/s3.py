@@ -1,4 +1,4 @@
-"""A client for any S3 endpoint: how to reach it, what to sign with, which checksums it takes, what its errors mean."""
+"""A client for any S3 endpoint: how to reach it, what to sign with, which checksums it takes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import boto3
+import botocore
 import botocore.config
 import botocore.exceptions
 import botocore.loaders
 import botocore.session
-import s3transfer.exceptions
 
 from berth.errors import BerthError
+from berth.s3errors import CHANGE_KEYS, error_code, explain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+__all__ = ["Access", "Store", "environment_mode", "error_code", "explain", "probe_write", "read_object"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,66 +35,8 @@ ChecksumMode = Literal["when_supported", "when_required"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CHECKSUM_VARIABLES = ("AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION")
+_POOL = 32
 _MODES: tuple[ChecksumMode, ...] = ("when_supported", "when_required")
-_CHANGE_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) to a key pair of this store."
-
-# Error code of S3 -> what it means and what to do. Codes: AWS "List of error codes", and what MinIO, Ceph and
-# SeaweedFS answer; the bare numbers are what boto3 has when an answer has no body (HEAD).
-_CODES = {
-    "SignatureDoesNotMatch": f"the secret key does not belong to the access key. {_CHANGE_KEYS}",
-    "InvalidAccessKeyId": f"the store does not know this access key. {_CHANGE_KEYS}",
-    "ExpiredToken": "the session token has expired: get a new one (AWS_SESSION_TOKEN).",
-    "InvalidToken": "the session token is wrong: unset AWS_SESSION_TOKEN or get a new one.",
-    "RequestTimeTooSkewed": "this machine's clock and the store's differ too much (15 minutes at most): set the clock "
-    "(`timedatectl`, chrony).",
-    "NoSuchBucket": "the bucket does not exist: create it or correct `bucket` in the platform file.",
-    "InvalidBucketName": "the store refuses the bucket's name: correct `bucket` in the platform file.",
-    "BucketAlreadyExists": "the bucket belongs to somebody else: choose another name for `bucket`.",
-    "AccessDenied": "these credentials may not do this: ask for read, write and list on the bucket, or use another "
-    "key pair (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).",
-    "NoSuchKey": "the object does not exist.",
-    "NoSuchUpload": "another process ended this upload: run again.",
-    "QuotaExceeded": "the quota of the store is used up: free room there or ask for more.",
-    "XMinioStorageFull": "the store is full: free room there.",
-    "PermanentRedirect": "the bucket lies in another region: correct `region` and `endpoint_url`.",
-    "AuthorizationHeaderMalformed": "the request was signed for the wrong region: correct `region`.",
-    "SlowDown": "the store asks for fewer requests, also after several attempts: run again later.",
-    "PreconditionFailed": "the object was replaced while it was read: run again.",
-}
-_CODES |= {"403": _CODES["AccessDenied"], "404": _CODES["NoSuchKey"], "ExpiredTokenException": _CODES["ExpiredToken"]}
-_CODES |= {"InvalidAccessKey": _CODES["InvalidAccessKeyId"], "InsufficientStorage": _CODES["XMinioStorageFull"]}
-
-_ERRORS = (
-    botocore.exceptions.BotoCoreError,
-    botocore.exceptions.ClientError,
-    boto3.exceptions.Boto3Error,
-    s3transfer.exceptions.RetriesExceededError,
-)
-_KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    (
-        (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError),
-        "no credentials. Set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE.",
-    ),
-    (
-        (botocore.exceptions.SSLError,),
-        "the store's certificate is not trusted: set AWS_CA_BUNDLE to your site's CA file.",
-    ),
-    (
-        (botocore.exceptions.ProxyConnectionError,),
-        "the proxy does not answer: correct HTTPS_PROXY, or add the store's host to NO_PROXY.",
-    ),
-    (
-        (botocore.exceptions.FlexibleChecksumError, botocore.exceptions.IncompleteReadError),
-        "what arrived is not what was sent: run again; if it stays so, the object is damaged.",
-    ),
-    (
-        (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError),
-        (
-            "the store cannot be reached. Check endpoint_url, that the store runs, and the proxy variables; a bucket's "
-            "name in front of the host in this message wants `addressing_style: path`."
-        ),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -105,6 +50,7 @@ class Store:
         addressing_style: of boto3; most stores of sites need "path".
         credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, optionally AWS_SESSION_TOKEN; None uses boto3's chain.
         max_attempts: attempts per request, the first included.
+        unsigned: requests carry no signature, for buckets that everybody may read.
     """
 
     bucket: str
@@ -112,7 +58,8 @@ class Store:
     region: str | None = None
     addressing_style: AddressingStyle = "auto"
     credentials: Mapping[str, str] | None = field(default=None, repr=False)
-    max_attempts: int = 5
+    max_attempts: int = 10
+    unsigned: bool = False
 
     def __str__(self) -> str:
         """The endpoint and the bucket, for people."""
@@ -139,7 +86,7 @@ class Store:
                 raise BerthError(f"endpoint_url {self.endpoint_url!r}: write http://HOST:PORT or https://HOST.")
             if parts.username or parts.password:
                 raise BerthError(
-                    f"endpoint_url of host {host}: credentials in an address end up in logs. {_CHANGE_KEYS}"
+                    f"endpoint_url of host {host}: credentials in an address end up in logs. {CHANGE_KEYS}"
                 )
         bundle = os.environ.get("AWS_CA_BUNDLE")
         if bundle and not Path(bundle).exists():
@@ -152,6 +99,12 @@ class Store:
         Raises:
             BerthError: a wrong value (see check), no credentials, or what the store answered.
         """
+        with self.access(mode) as access:
+            yield access.client
+
+    @contextlib.contextmanager
+    def access(self, mode: ChecksumMode) -> Iterator[Access]:
+        """A client as of `client`, with what signs requests that it does not make itself."""
         self.check()
         given = self.credentials or {}
         with self.explained():
@@ -163,23 +116,25 @@ class Store:
                 aws_secret_access_key=given.get("AWS_SECRET_ACCESS_KEY"),
                 aws_session_token=given.get("AWS_SESSION_TOKEN"),
             )
-            if session.get_credentials() is None:
+            credentials = None if self.unsigned else session.get_credentials()
+            if credentials is None and not self.unsigned:
                 raise botocore.exceptions.NoCredentialsError
             config = botocore.config.Config(
                 s3={"addressing_style": self.addressing_style},
                 retries={"mode": "standard", "total_max_attempts": self.max_attempts},
                 connect_timeout=10,
                 read_timeout=60,
-                max_pool_connections=16,
+                max_pool_connections=_POOL,
                 request_checksum_calculation=mode,
                 response_checksum_validation=mode,
                 user_agent_extra="berth",
+                signature_version=botocore.UNSIGNED if self.unsigned else None,
             )
             region = self.region or session.region_name or "us-east-1"
             with contextlib.closing(
                 session.client("s3", endpoint_url=self.endpoint_url, region_name=region, config=config)
             ) as client:
-                yield client
+                yield Access(client, credentials, region)
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -194,36 +149,19 @@ class Store:
             raise BerthError(f"{self}: {explain(error)}") from error
 
 
+@dataclass(frozen=True)
+class Access:
+    """A boto3 client, and what it signs with: the credentials of botocore (None: nothing is signed) and the region."""
+
+    client: Any
+    credentials: Any = field(repr=False)
+    region: str
+
+
 @functools.cache
 def _loader() -> Any:
     """boto3's description of S3, read once per process: it takes longer than many a request."""
     return botocore.loaders.create_loader()
-
-
-def error_code(error: BaseException | None) -> str | None:
-    """The code of an S3 answer ("NoSuchKey"), or None for an error of another kind.
-
-    A BerthError made by `Store.explained` is judged by the error that caused it.
-    """
-    if isinstance(error, BerthError):
-        error = error.__cause__
-    if isinstance(error, botocore.exceptions.ClientError):
-        return str(error.response.get("Error", {}).get("Code", ""))
-    return None
-
-
-def explain(error: BaseException) -> str:
-    """What an error of boto3 means and what to do, in one or two sentences."""
-    # boto3's transfers hide the store's answer in errors of their own.
-    if isinstance(error, s3transfer.exceptions.RetriesExceededError):
-        error = error.last_exception
-    elif isinstance(error, boto3.exceptions.Boto3Error) and error.__context__ is not None:
-        error = error.__context__
-    code = error_code(error)
-    if code is not None:
-        return f"{_CODES.get(code, 'the store refused the request.')} (The store says: {error})"
-    meaning = next((text for kinds, text in _KINDS if isinstance(error, kinds)), None)
-    return f"{meaning} ({error})" if meaning else str(error)
 
 
 def environment_mode() -> ChecksumMode | None:

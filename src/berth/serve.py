@@ -6,9 +6,10 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from berth import sockets
 from berth.activity import ActivityMeter
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _PORT_FREE_S = 10.0
 _STOP_PATIENCE_S = 30.0
+_DRAIN_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Running(Protocol):
         """Name and address of its nodes, where they are not this one alone."""
 
     @property
+    def copies(self) -> list[dict[str, Any]]:
+        """What its nodes told of the model on their own disks, where they are not this one alone."""
+
+    @property
     def base_url(self) -> str:
         """Its address without a path."""
 
@@ -104,6 +110,9 @@ class Running(Protocol):
 
     def own_sockets(self) -> frozenset[str]:
         """Those that are its own."""
+
+    def drain(self, limit_s: float) -> bool:
+        """Ask it to answer what it has begun and to end, and wait for that; whether it has ended in time."""
 
     def meter(self, own_paths: Sequence[str]) -> Meter:
         """Tells whether it gets on."""
@@ -168,6 +177,11 @@ class Server:
     @property
     def places(self) -> list[dict[str, str]]:
         """None: it is on this node."""
+        return []
+
+    @property
+    def copies(self) -> list[dict[str, Any]]:
+        """None: who started it knows."""
         return []
 
     @property
@@ -245,6 +259,19 @@ class Server:
             diagnosis = replace(diagnosis, cause=f"{cause} {diagnosis.cause}")
         return ServerDied(diagnosis, self.log_path, self.returncode)
 
+    def ask_to_end(self) -> None:
+        """Send TERM to the process that was started, and to no other: its workers are needed for requests in flight."""
+        if self.alive():
+            os.kill(self.pid, signal.SIGTERM)
+
+    def drain(self, limit_s: float) -> bool:
+        """Ask the server to answer what it has begun and to end, and wait for that; whether it has ended in time.
+
+        `podman run` and the guard of Apptainer hand TERM on to the server.
+        """
+        self.ask_to_end()
+        return wait_for_end(self.alive, limit_s)
+
     def take_down(self, *, grace_s: float) -> None:
         """End the server with all its processes, remove its shared memory, and see that its port is free.
 
@@ -279,6 +306,16 @@ class Server:
         # The token must not be in it, or the command would count as a process of the server.
         env = {name: value for name, value in self.launch.env.items() if name != TOKEN_VARIABLE}
         tell_failed_stop(command, ask(*command, environ=env, timeout_s=grace_s + _STOP_PATIENCE_S))
+
+
+def wait_for_end(alive: Callable[[], bool], limit_s: float) -> bool:
+    """Whether a server ended within `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while alive():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_DRAIN_POLL_S)
+    return True
 
 
 def serve(

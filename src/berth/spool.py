@@ -33,8 +33,13 @@ class Spool:
 
     @property
     def folder(self) -> Path:
-        """Holds c{N}.json, c{N}.requests.json.gz, leases and the reserve."""
+        """Holds c{N}.json, c{N}.requests.json.gz, leases, the reserve and progress.json."""
         return self.results / "spool" / self.run.key
+
+    @property
+    def progress(self) -> Path:
+        """Where a sweep says how it gets on, for `berth.watch`."""
+        return self.folder / "progress.json"
 
     def missing(self, levels: Iterable[int]) -> list[int]:
         """The levels that neither results nor the spool hold, in the order given."""

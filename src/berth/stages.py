@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from berth.kubestage import note_image, note_model
 from berth.mirror import mirror_image
 from berth.modules import with_modules
 from berth.pins import LOCKS
+from berth.s3 import Store
 from berth.seaweed import embedded_store
 from berth.signals import terminate_as_exception
 from berth.store import push_model, stage_model
+from berth.treecopy import stage_unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +45,15 @@ def _endpoint(store: dict[str, Any], data_dir: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _prefix(store: dict[str, Any], repo: str) -> str:
+@contextlib.contextmanager
+def opened(store: dict[str, Any], data_dir: str) -> Iterator[Store]:
+    """The bucket of a platform's store (the fields of config.Store); an embedded one runs as long as the block."""
+    with _endpoint(store, data_dir) as endpoint:
+        yield Store(store["bucket"], **endpoint)
+
+
+def model_prefix(store: dict[str, Any], repo: str) -> str:
+    """The keys of a model's objects begin with it."""
     return "/".join(part for part in (store["prefix"].strip("/"), repo) if part)
 
 
@@ -53,30 +64,44 @@ def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, rec
             model_dir=Path(model_dir),
             manifest_path=Path(manifest),
             bucket=store["bucket"],
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             receipt_path=Path(receipt),
             **endpoint,
         )
 
 
-def stage(*, store: dict[str, Any], repo: str, models_dir: str, receipt: str, data_dir: str, pushed: str = "") -> None:
+def stage(
+    *,
+    store: dict[str, Any],
+    repo: str,
+    models_dir: str,
+    receipt: str,
+    data_dir: str,
+    pushed: str,
+    in_pods: bool,
+) -> None:
     """Bring a model from the store into `models_dir`/ORG/NAME.
 
-    Where that is a folder of pods, which bring it themselves, `pushed` is the receipt of push(), else "".
+    `pushed` is the receipt of push(), or of a bundle that brought the model without a store. `in_pods` says that the
+    folder is one of pods, which bring it themselves.
     """
-    if pushed:
+    if in_pods:
         note_model(
             store=store,
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             dest=f"{models_dir.rstrip('/')}/{repo}",
             pushed=Path(pushed),
             receipt=Path(receipt),
         )
         return
+    unpacked = json.loads(Path(pushed).read_bytes())
+    if unpacked["action"] == "unpack":
+        stage_unpacked(unpacked, dest=Path(models_dir).expanduser() / repo, receipt_path=Path(receipt))
+        return
     with _endpoint(store, data_dir) as endpoint:
         stage_model(
             bucket=store["bucket"],
-            prefix=_prefix(store, repo),
+            prefix=model_prefix(store, repo),
             dest=Path(models_dir).expanduser() / repo,
             receipt_path=Path(receipt),
             **endpoint,
@@ -89,6 +114,20 @@ def _modules(request: ImageRequest) -> Iterator[None]:
     before = dict(os.environ)
     where = f"config/platforms/{request.platform}.yaml: modules"
     os.environ.update(with_modules(request.modules, before, where=where))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _bundled_wheels(lock: str) -> Iterator[None]:
+    """For the block, pip takes the packages that a bundle brought into this checkout, and asks no index."""
+    folder = Path("bundle/image-wheels") / lock
+    before = dict(os.environ)
+    if folder.is_dir():
+        os.environ.update({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.absolute())})
     try:
         yield
     finally:
@@ -111,14 +150,15 @@ def stage_image(image: dict[str, Any], request: dict[str, Any], images_dir: str,
     """
     folder = Path(images_dir).expanduser().absolute() if images_dir else default_cache_dir()
     if image["kind"] == "environment":
-        stage_environment(
-            lock_file=LOCKS / image["lock"],
-            package=image["package"],
-            program=image["program"],
-            size_bytes=image["size_bytes"],
-            cache_dir=folder,
-            receipt_path=Path(receipt),
-        )
+        with _bundled_wheels(Path(image["lock"]).stem):
+            stage_environment(
+                lock_file=LOCKS / image["lock"],
+                package=image["package"],
+                program=image["program"],
+                size_bytes=image["size_bytes"],
+                cache_dir=folder,
+                receipt_path=Path(receipt),
+            )
         return
     asked = replace(ImageRequest(**request), images_dir=str(folder))
     if asked.runtime == "kubernetes":

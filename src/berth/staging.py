@@ -1,6 +1,8 @@
 """A model directory that appears at once: files are gathered in `DEST.partial`, which is then renamed.
 
 Beside each of the two directories lies its manifest, `DEST.manifest.json`; they hold the model's files alone.
+`.DEST.unsynced` names the start of the kernel (boot id) under which files were written without waiting for the disk.
+After another start, by a power failure perhaps, they may be less than they were: their checksums are compared once.
 """
 
 from __future__ import annotations
@@ -8,15 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from berth.errors import BerthError
-from berth.fsio import fsync_dir, write_bytes
-from berth.manifest import tree_problems
+from berth.fsio import fsync_dir, sha256_file, write_bytes, write_text
+from berth.manifest import read_manifest, tree_problems
+from berth.storeplan import counted
 
 if TYPE_CHECKING:
-    from berth.manifest import Manifest
+    from berth.manifest import FileEntry, Manifest
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Kernels write what changed to the disk after half a minute; this is long after.
+_SYNCED_AFTER_S = 3600.0
 
 
 def staged_manifest(dest: Path) -> Path:
@@ -34,7 +42,11 @@ def is_staged(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, verify_c
         return False
     known = staged_manifest(dest)
     if known.exists() and known.read_bytes() == manifest_bytes:
-        return not tree_problems(dest, manifest, checksums=verify_checksums)
+        doubtful = not _kept_by_this_kernel(dest)
+        right = not tree_problems(dest, manifest, checksums=verify_checksums or doubtful)
+        if right and doubtful:
+            _marker(dest).unlink()
+        return right
     # A directory without its manifest, or with an older one: killed just before the manifest was written, or foreign.
     if dest.is_dir() and not tree_problems(dest, manifest):
         write_bytes(known, manifest_bytes)
@@ -47,26 +59,94 @@ def is_staged(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, verify_c
     return False
 
 
-def resume(dest: Path, manifest: Manifest, manifest_bytes: bytes) -> Path:
-    """The partial directory, with no file in it that is not whole and verified."""
+def resume(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, durable: bool) -> Path:
+    """The partial directory, with no file in it that is not whole and verified, but for those that are on their way.
+
+    What `dest` has already, under whatever name, is linked and not fetched. `durable` says that the files to come will
+    be on the disk before they get their names.
+    """
     partial = dest.with_name(f"{dest.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
     # A file has its final name there only when it was verified, by the manifest that lies beside the directory.
     known = staged_manifest(partial)
-    trusted = known.exists() and known.read_bytes() == manifest_bytes
+    trusted = known.exists() and known.read_bytes() == manifest_bytes and _kept_by_this_kernel(dest)
+    on_their_way = {name for entry in manifest.files for name in _unfinished(entry.path)}
     for problem in tree_problems(partial, manifest, checksums=not trusted):
-        (partial / problem.path).unlink(missing_ok=True)
+        if problem.path not in on_their_way:
+            (partial / problem.path).unlink(missing_ok=True)
+    if not durable:
+        write_text(_marker(dest), _boot_id())
     write_bytes(known, manifest_bytes)
     if dest.is_dir():
-        wrong = {problem.path for problem in tree_problems(dest, manifest)}
         for entry in manifest.files:
             target = partial / entry.path
-            if entry.path not in wrong and not target.exists():
+            if not target.exists() and (found := _same_content(dest, entry)):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 # Where the file system has no hard links the file is downloaded again.
                 with contextlib.suppress(OSError):
-                    os.link(dest / entry.path, target)
+                    os.link(found, target)
     return partial
+
+
+def would_move(dest: Path, manifest: Manifest) -> dict[str, Any]:
+    """What a stage would fetch: action "dry_run", moved, skipped {objects, bytes}, files. Sizes are compared alone."""
+    have = set()
+    for folder in (dest, dest.with_name(f"{dest.name}.partial")):
+        known = staged_manifest(folder)
+        for entry in read_manifest(known).files if known.exists() else ():
+            with contextlib.suppress(OSError):
+                if (folder / entry.path).stat().st_size == entry.size_bytes:
+                    have.add(entry.sha256)
+    moved = [entry for entry in manifest.files if entry.sha256 not in have]
+    return {
+        "action": "dry_run",
+        "moved": counted([entry.size_bytes for entry in moved]),
+        "skipped": counted([entry.size_bytes for entry in manifest.files if entry.sha256 in have]),
+        "files": [entry.path for entry in moved],
+    }
+
+
+def _unfinished(path: str) -> tuple[str, str]:
+    """The names of a file that is on its way, and of the map of its parts (see downloads.py)."""
+    folder, slash, name = path.rpartition("/")
+    return f"{folder}{slash}.{name}.part", f"{folder}{slash}.{name}.part.map"
+
+
+def _same_content(dest: Path, entry: FileEntry) -> Path | None:
+    """A file below `dest` with the content of `entry`, under its name or under the one that it had before."""
+    paths = [entry.path]
+    known = staged_manifest(dest)
+    if known.exists():
+        with contextlib.suppress(BerthError):
+            paths += [old.path for old in read_manifest(known).files if old.sha256 == entry.sha256]
+    for path in map(dest.joinpath, paths):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == entry.size_bytes and sha256_file(path) == entry.sha256:
+                return path
+    return None
+
+
+def _marker(dest: Path) -> Path:
+    return dest.with_name(f".{dest.name}.unsynced")
+
+
+def _boot_id() -> str:
+    with contextlib.suppress(OSError):
+        return _BOOT_ID.read_text().strip()
+    return "unknown"
+
+
+def _kept_by_this_kernel(dest: Path) -> bool:
+    """Whether nothing can have been lost of what was written without waiting for the disk."""
+    marker = _marker(dest)
+    try:
+        if marker.read_text() != _boot_id():
+            return False
+        if time.time() - marker.stat().st_mtime > _SYNCED_AFTER_S:
+            marker.unlink()
+    except FileNotFoundError:
+        return True
+    return True
 
 
 def appear(partial: Path, dest: Path, manifest_bytes: bytes) -> None:

@@ -15,6 +15,7 @@ from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
 from berth.lease import LeaseLost, lease
 from berth.measure import PointFailed, Session
+from berth.nodemodel import with_node_model
 from berth.processes import new_token
 from berth.progress import SweepProgress, span
 from berth.ready import PortTaken
@@ -42,6 +43,7 @@ class SweepRequest:
     """Everything that one sweep is told: plain values, so that Snakemake can hand them to its job.
 
     `definition` is the spec in full; `levels` are all levels of the benchmark, measured or not. Times are in seconds.
+    A server that is kept up is started from one too: without a dataset, and with `logs` as the folder of its logs.
     """
 
     experiment: str
@@ -64,6 +66,7 @@ class SweepRequest:
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""
+    logs: str = ""
 
     @property
     def id(self) -> RunId:
@@ -114,14 +117,18 @@ def _sweep(request: SweepRequest) -> None:
                 _Sweep(request, spool, held, token, on_cluster).run(missing)
             return
         deployed = prepare(request, host)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(_end_containers, held, request)
             # Where the server is on several nodes, the agent of each looks at its own.
             if not deployed.spread:
+                deployed = stack.enter_context(with_node_model(deployed))
                 deployed.check_node(token)
             _Sweep(request, spool, held, token, deployed).run(missing)
-        finally:
-            with uninterrupted():
-                held.end_containers(grace_s=request.settings["stop_grace_s"])
+
+
+def _end_containers(held: Lease, request: SweepRequest) -> None:
+    with uninterrupted():
+        held.end_containers(grace_s=request.settings["stop_grace_s"])
 
 
 @dataclass
@@ -135,11 +142,12 @@ class _Sweep:
     lost_s: list[float] = field(default_factory=list)
 
     def run(self, missing: list[int]) -> None:
-        progress = SweepProgress(list(missing))
+        progress = SweepProgress(list(missing), file=self.spool.progress)
         started = time.monotonic()
         left = list(missing)
         try:
             for instance in range(1, self.request.restarts + 2):
+                progress.server(instance)
                 try:
                     self._one_server(instance, left, progress)
                 except StartFailed as error:
@@ -163,6 +171,7 @@ class _Sweep:
         else:
             self.spool.release()
         finally:
+            progress.end()
             wall_s = time.monotonic() - started
             if self.measured_s:
                 lost = f", {sum(self.lost_s) / len(self.lost_s):.2f} s lost per point" if self.lost_s else ""
@@ -231,7 +240,7 @@ class _Sweep:
                 self.held.check()
                 self.spool.fail(level, failed.record, failed.requests)
                 left.pop(0)
-                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}")
+                progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}", failed=True)
                 if failed.death is not None:
                     raise failed.death from None
                 continue

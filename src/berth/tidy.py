@@ -11,10 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from berth.columns import BY_NAME, COLUMNS, LATENCIES, POINT_KEY, STATISTICS
+from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS
 from berth.errors import BerthError
 from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
+from berth.imported import imported_row
 from berth.record import read_record, result_value
 
 if TYPE_CHECKING:
@@ -23,32 +24,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where each number of the table stands in the client's result.
-_RESULT_KEYS: dict[str, str] = {
-    "completed": "completed",
-    "failed": "failed",
-    "duration_s": "duration",
-    "total_input_tokens": "total_input_tokens",
-    "total_output_tokens": "total_output_tokens",
-    "request_throughput_req_s": "request_throughput",
-    "request_goodput_req_s": "request_goodput",
-    "output_throughput_tok_s": "output_throughput",
-    "total_token_throughput_tok_s": "total_token_throughput",
-    **{f"{stat}_{name}_ms": f"{stat}_{name}_ms" for name in LATENCIES for stat in STATISTICS},
-}
-
 
 def tidy_records(
     record_paths: Sequence[Path],
     failure_paths: Sequence[Path],
     not_run: Iterable[Mapping[str, Any]] = (),
     platform_labels: Mapping[str, str] | None = None,
+    imported: Sequence[Path] = (),
 ) -> pd.DataFrame:
     """One row per point, sorted by experiment, platform, deployment, spec, run and concurrency.
 
     A point that has a record is taken from it. One that has none is taken from its failure, and one that has neither
     from `not_run`, whose mappings hold column names and at least the point's coordinates. `platform_labels` are the
-    names for people; a platform without one gets its own name with a capital letter.
+    names for people; a platform without one gets its own name with a capital letter. `imported` are points that other
+    tools measured (berth.imported).
 
     Raises:
         BerthError: a file is truncated, foreign or of a newer schema, holds text where a number belongs, or is the
@@ -68,8 +57,7 @@ def tidy_records(
     for path in failure_paths:
         row = _row(path, read_record(path))
         rows.setdefault(_key(row), row)
-    for given in not_run:
-        row = _not_run(given)
+    for row in [*map(imported_row, imported), *map(_not_run, not_run)]:
         rows.setdefault(_key(row), row)
     for row in rows.values():
         platform = str(row["platform"])
@@ -155,7 +143,7 @@ def _row(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         return _number(path, f"{place}.{key}", part.get(key))
 
     row: dict[str, Any] = {
-        name: _number(path, f"result.{key}", result_value(result, key)) for name, key in _RESULT_KEYS.items()
+        name: _number(path, f"result.{key}", result_value(result, key)) for name, key in RESULT_KEYS.items()
     }
     prompts = number("result", result, "num_prompts")
     if prompts is None:

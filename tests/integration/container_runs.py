@@ -27,6 +27,7 @@ import psutil
 import pytest
 import yaml
 from container_programs import apptainer_environment, podman_environment
+from shared_starts import share_starts
 
 from berth.dataset import generate_sharegpt
 from berth.image import default_cache_dir
@@ -353,6 +354,8 @@ def make_run(
         **platform,
     }
     (config / "platforms/site.yaml").write_text(yaml.safe_dump(site))
+    if real:
+        share_starts(folder / "scratch", receipt["digest"])
     tiny = {"model": "tiny-llama", "recipe": "vllm", "platform": "site", "version": "0.32.0", **(deployment or {})}
     raw = {
         "platform": "site",

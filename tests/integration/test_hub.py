@@ -16,6 +16,7 @@ import hub_server
 import pytest
 from huggingface_hub import constants
 
+from berth.custody_model import ModelPlaces, model_chain
 from berth.dataset import fetch_sharegpt
 from berth.errors import BerthError
 from berth.manifest import Manifest, list_tree, read_manifest, verify_tree
@@ -24,6 +25,8 @@ from berth.model import download_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from berth.custody_link import Link
 
 pytestmark = pytest.mark.olah
 
@@ -132,6 +135,31 @@ def test_a_whole_repository_arrives_with_its_manifest(hub: Hub, tmp_path: Path) 
     assert read_manifest(tmp_path / "manifest.json") == manifest
     verify_tree(tmp_path / "model", manifest)
     assert not (tmp_path / "model" / ".cache").exists()
+
+
+def test_custody_compares_the_manifest_with_the_commit(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's digests of a commit are those of the manifest, and one that is not is named; offline it is told so."""
+    manifest = tmp_path / "results/models/m/manifest.json"
+    hub.download(tmp_path, dest=manifest.with_name("files"), manifest_path=manifest)
+    identity = {"repo": "org/model", "revision": hub.commits["model"]}
+    place = ModelPlaces("m", "org/model", identity, tmp_path / "results", "here", tmp_path / "staged", "", "org/model")
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+
+    def link() -> Link:
+        links = model_chain(place, "the store is not asked").chain.links
+        return next(each for each in links if each.name == "hub")
+
+    assert (link().verdict, link().detail) == ("ok", f"{len(FILES | LFS)} files are those of the commit")
+    value = json.loads(manifest.read_text())
+    wrong = next(each for each in value["files"] if each["path"] == "model.safetensors")
+    wrong["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(value))
+    assert link().verdict == "broken"
+    assert "model.safetensors has SHA-256" in link().detail
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert link().verdict == "cannot be checked"
 
 
 def test_the_second_call_asks_nobody(hub: Hub, tmp_path: Path) -> None:

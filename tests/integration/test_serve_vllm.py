@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from shared_starts import vllm_cache_root
 
 from berth.diagnose import KnownFailure
 from berth.image import default_cache_dir
@@ -86,8 +87,8 @@ def launch(model: Path, folder: Path, *, one_process: bool = True, key: str = KE
     port = free_port("127.0.0.1", 20000, 29999)
     env = {
         "PATH": f"{python.parent}:{os.environ['PATH']}",
-        # One for all servers of this file: what vLLM looks up about the model's class costs each new home many seconds.
         "HOME": str(model.parent),
+        "VLLM_CACHE_ROOT": str(vllm_cache_root()),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",

@@ -23,6 +23,7 @@ import pytest
 
 from berth import manifest, seaweed, store, weed
 from berth.errors import BerthError
+from berth.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,7 +49,10 @@ CALL = """
 import json, sys
 from pathlib import Path
 from berth import store
+from berth.tuning import Tuning
 action, arguments = json.loads(sys.stdin.read())
+if "tuning" in arguments:
+    arguments["tuning"] = Tuning(**arguments["tuning"])
 for name in ("model_dir", "manifest_path", "receipt_path", "dest"):
     if name in arguments:
         arguments[name] = Path(arguments[name])
@@ -126,6 +130,10 @@ def make_model(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., 
     return make
 
 
+def slowly(bytes_s: int) -> dict[str, Any]:
+    return {"tuning": {"max_bandwidth_bytes_s": bytes_s, "part_bytes": 5 * MIB}}
+
+
 def start_call(action: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
     """push_model or stage_model in a process of its own; credentials by its standard input, never argv."""
     process = subprocess.Popen(
@@ -198,45 +206,57 @@ def test_one_changed_file_moves_alone(server: Server, make_model: Callable[..., 
     assert tree(dest) == tree(model.dir)
 
 
-def test_killed_push_is_no_model_and_the_next_push_completes_it(
+def test_killed_push_is_no_model_and_the_next_push_goes_on(
     server: Server, make_model: Callable[..., Model], tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle of a 64 MiB upload leaves no manifest object; stage says so; a second push goes on."""
-    model = make_model({"a.json": 1000, "model.safetensors": 64 * MIB})
-    process = start_call("push_model", model.push_arguments(server) | {"max_bandwidth_bytes_s": 16 * MIB})
+    """SIGKILL in the middle of an upload leaves no manifest object; a second push sends only the parts that lack."""
+    model = make_model({"model.safetensors": 64 * MIB})
+    process = start_call("push_model", model.push_arguments(server) | slowly(16 * MIB))
     try:
-        uploads = lambda: server.client.list_multipart_uploads(Bucket="models", Prefix=model.prefix).get("Uploads")  # noqa: E731
-        wait_for(uploads)
+        parts: list[Any] = []
+
+        def some_parts() -> bool:
+            place = {"Bucket": "models", "Key": f"{model.prefix}/model.safetensors"}
+            for upload in server.client.list_multipart_uploads(Bucket="models", Prefix=model.prefix).get("Uploads", []):
+                parts[:] = server.client.list_parts(**place, UploadId=upload["UploadId"]).get("Parts", [])
+            return len(parts) >= 3
+
+        wait_for(some_parts)
         assert process.poll() is None
     finally:
         process.kill()
         process.communicate()
-    assert server.keys(model.prefix) == {f"{model.prefix}/a.json"}
+    assert server.keys(model.prefix) == set()
     with pytest.raises(BerthError, match=r"manifest\.json.*not pushed, or not to the end"):
         store.stage_model(**model.stage_arguments(server, tmp_path / "dest"))
     assert not (tmp_path / "dest").exists()
-    assert store.push_model(**model.push_arguments(server))["moved"] == {"objects": 1, "bytes": 64 * MIB}
+    receipt = store.push_model(**model.push_arguments(server))
+    assert receipt["moved"] == {"objects": 1, "bytes": 64 * MIB}
+    assert receipt["sent_bytes"] <= 64 * MIB - sum(part["Size"] for part in parts)
     store.stage_model(**model.stage_arguments(server, tmp_path / "dest"))
     assert tree(tmp_path / "dest") == tree(model.dir)
+    assert not server.client.list_multipart_uploads(Bucket="models", Prefix=model.prefix).get("Uploads")
 
 
-def test_killed_stage_goes_on_without_the_files_it_has(
+def test_killed_stage_goes_on_without_what_it_has(
     server: Server, make_model: Callable[..., Model], tmp_path: Path
 ) -> None:
-    """SIGKILL during a stage leaves no model directory, and the next stage fetches only what was not verified yet."""
+    """SIGKILL during a stage leaves no model directory, and the next stage fetches only the parts that lack."""
     model = make_model({"a.bin": 2 * MIB, "b.bin": 32 * MIB})
     store.push_model(**model.push_arguments(server))
-    dest = tmp_path / "dest"
-    process = start_call("stage_model", model.stage_arguments(server, dest) | {"max_bandwidth_bytes_s": 8 * MIB})
+    dest, done = tmp_path / "dest", tmp_path / "dest.partial" / ".b.bin.part.map"
+    process = start_call("stage_model", model.stage_arguments(server, dest) | slowly(8 * MIB))
     try:
-        wait_for((tmp_path / "dest.partial" / ".b.bin.part").exists)
+        wait_for(lambda: done.exists() and done.read_text().count("\n") >= 3)
         assert process.poll() is None
     finally:
         process.kill()
         process.communicate()
     assert not dest.exists()
-    receipt = store.stage_model(**model.stage_arguments(server, dest))
-    assert receipt["moved"] == {"objects": 1, "bytes": 32 * MIB}
+    parts = done.read_text().count("\n") - 1
+    again = {"tuning": Tuning(part_bytes=5 * MIB)}
+    receipt = store.stage_model(**model.stage_arguments(server, dest) | again)
+    assert receipt["fetched_bytes"] <= 34 * MIB - parts * 5 * MIB + 3 * MIB
     assert tree(dest) == tree(model.dir)
     assert not (tmp_path / "dest.partial").exists()
 
@@ -247,7 +267,7 @@ def test_two_stages_of_one_model_at_once_fetch_it_once(
     """One process works; the other waits and finds the model."""
     model = make_model({"a.bin": 8 * MIB, "b.bin": 1000})
     store.push_model(**model.push_arguments(server))
-    arguments = model.stage_arguments(server, tmp_path / "dest") | {"max_bandwidth_bytes_s": 4 * MIB}
+    arguments = model.stage_arguments(server, tmp_path / "dest") | slowly(4 * MIB)
     processes = [start_call("stage_model", arguments) for _ in range(2)]
     answers = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], answers
@@ -278,7 +298,7 @@ def test_a_damaged_object_is_named_and_nothing_appears(
     assert not (tmp_path / "dest.receipt.json").exists()
     server.client.delete_object(Bucket="models", Key=key)
     store.push_model(**model.push_arguments(server))
-    assert store.stage_model(**model.stage_arguments(server, tmp_path / "dest"))["moved"]["objects"] == 1
+    store.stage_model(**model.stage_arguments(server, tmp_path / "dest"))
     assert tree(tmp_path / "dest") == tree(model.dir)
 
 

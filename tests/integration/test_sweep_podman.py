@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import pytest
 from container_runs import Podman, Run, end, ended_sweeps, make_run, podman_image, standin_folder, until
 
@@ -40,7 +42,14 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
 
 
 @pytest.fixture
-def gpu() -> Iterator[None]:
+def alone_with_cdi() -> Iterator[None]:
+    """Podman's specifications of devices are the machine's: a test that makes one, or needs that there is none."""
+    with filelock.FileLock(Path(tempfile.gettempdir()) / "berth-tests-cdi.lock"):
+        yield
+
+
+@pytest.fixture
+def gpu(alone_with_cdi: None) -> Iterator[None]:
     """A CDI specification of nvidia.com/gpu=all with a dummy device."""
     if any(CDI.parent.glob("*")):
         pytest.skip(f"{CDI.parent} has specifications already; a second one of one name would break them")
@@ -180,6 +189,7 @@ def test_a_server_that_is_killed_is_told_and_started_again(standin: Podman, tmp_
     assert standin.containers() == []
 
 
+@pytest.mark.usefixtures("alone_with_cdi")
 @pytest.mark.parametrize(
     ("settings", "said", "remedy"),
     [

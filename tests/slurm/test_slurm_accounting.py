@@ -17,6 +17,9 @@ from slurm_cluster import (
     wait_until,
 )
 
+from berth.accounting import jobs_of_slurm
+from berth.record import read_record
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -32,7 +35,7 @@ def states(cluster: Slurm) -> list[str]:
     return cluster("sacct", "-X", "-n", "-P", "--starttime=now-1hour", fields).splitlines()
 
 
-def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path) -> None:
+def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs side by side in the account of the platform file; one is killed by its walltime, and then resumed.
 
     Its server is deaf to TERM, so that the sweep that was warned cannot end in time: Slurm kills everything.
@@ -53,6 +56,14 @@ def test_two_runs_with_accounting(accounted: Slurm, tmp_path: Path) -> None:
     assert by_run(workspace.points()) == {UNTOUCHED: LEVELS}
     assert by_run(workspace.spooled())[KILLED] == LEVELS[:1]
     assert sorted(states(accounted)) == ["COMPLETED|1|research|batch|normal", "TIMEOUT|1|research|batch|normal"]
+
+    # The costs of jobs are read from the real sacct; their ids are in the records.
+    ids = {record["server"]["job_id"] for record in map(read_record, workspace.points().values())}
+    for name, value in accounted.environment.items():
+        monkeypatch.setenv(name, value)
+    jobs = jobs_of_slurm(ids)
+    assert set(jobs) == ids
+    assert all(job.ended and job.submitted <= job.started <= job.ended for job in jobs.values())
 
     kept = next(workspace.path.glob(f"results/spool/**/run{KILLED}/c1.json")).read_bytes()
     set_standin(workspace, hold=(), stubborn=())

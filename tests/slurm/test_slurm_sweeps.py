@@ -61,6 +61,8 @@ def storm(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Storm:
         happened.jobs = slurm.jobs()
         happened.shown = {run: slurm("scontrol", "show", "job", "-d", job) for run, job in happened.jobs.items()}
         wait_until(lambda: in_second_point(workspace, held), "three second points")
+        # At the same time, each on a node of its own.
+        assert len({slurm.node_of(happened.jobs[run]) for run in held}) == len(held)
         slurm.shorten(happened.jobs[OUT_OF_TIME])
         slurm("scancel", happened.jobs[CANCELLED])
         node = slurm.node_of(happened.jobs[NODE_DIED])

@@ -36,6 +36,7 @@ DATACLASSES: dict[tuple[str, str], type] = {
     ("config", "benchmarks.NAME.validity."): Thresholds,
     ("config", "experiments.NAME."): config.Experiment,
     ("config", "sweep."): config.SweepSettings,
+    ("config", "services."): config.ServiceSettings,
     ("model", ""): config.Model,
     ("dataset", ""): config.Dataset,
     ("platform", ""): config.Platform,

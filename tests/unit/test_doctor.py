@@ -218,11 +218,14 @@ def test_a_folder_that_cannot_be_written_names_its_key(tmp_path: Path) -> None:
 
 def test_folders_of_a_cluster_must_be_seen_by_its_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a cluster a local disk under a shared folder is warned of, and a network file system under scratch."""
-    assert statuses(folder_checks({"paths.models": tmp_path}, tmp_path, several_nodes=False)) == ["ok", "ok"]
-    told = list(folder_checks({"paths.models": tmp_path}, tmp_path, several_nodes=True))
+    assert statuses(folder_checks({"paths.models": tmp_path}, {"paths.scratch": tmp_path}, several_nodes=False)) == [
+        "ok",
+        "ok",
+    ]
+    told = list(folder_checks({"paths.models": tmp_path}, {"paths.scratch": tmp_path}, several_nodes=True))
     assert statuses(told) == ["ok", "WARN", "ok"]
     monkeypatch.setattr("berth._doctor_folders.file_system", lambda path: "nfs4")
-    told = list(folder_checks({"paths.models": tmp_path}, tmp_path, several_nodes=True))
+    told = list(folder_checks({"paths.models": tmp_path}, {"paths.scratch": tmp_path}, several_nodes=True))
     assert statuses(told) == ["ok", "ok", "WARN"]
     assert "paths.scratch" in told[-1].what
 

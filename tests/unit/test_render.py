@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from berth.config import Registry, RuntimeSettings
+from berth.config import NodeModels, Registry, RuntimeSettings
 from berth.container import podman_argv
 from berth.errors import BerthError
 from berth.parse import load_config
@@ -63,6 +63,19 @@ def with_registry(platform: str, runtime: str, deployment: str, **changes: objec
     changed = dataclasses.replace(config.platforms[platform], registry=registry, **changes)
     config = dataclasses.replace(config, platforms={**config.platforms, platform: changed})
     return renderings(config, ROOT, (3, 11))[deployment]
+
+
+def test_a_model_on_the_nodes_own_disk_is_served_from_there() -> None:
+    """The server reads the copy, stage.sh makes and verifies it, and the client reads the shared folder."""
+    files = render_files(
+        with_registry("hops", "podman", "scout-hops", node_models_dir="/local/models", node_models=NodeModels())
+    )
+    repo = "meta-llama/Llama-4-Scout-17B-16E-Instruct"
+    assert f"/local/models/{repo}" in files["server.sh"]
+    assert f"/projects/berth/models/{repo}" not in files["server.sh"]
+    assert f"/projects/berth/models/{repo}" in files["client.sh"]
+    copied = step(files["stage.sh"], "node")
+    assert {f"/projects/berth/models/{repo}/.", f"/local/models/{repo}/", "sha256sum"} <= set(copied)
 
 
 def step(text: str, name: str) -> list[str]:

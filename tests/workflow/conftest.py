@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from leaks import SECRETS, Watch
+from shared_starts import share_starts
 from workspace import Workspace
 
 from berth.errors import BerthError
@@ -30,10 +32,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def measured(image: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace whose experiment is complete: three points of one run."""
-    workspace = Workspace.create(tmp_path_factory.mktemp("workflow") / "measured")
-    workspace.run()
+def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
+    """What the command lines of all processes showed while `measured` was made."""
+    return Watch(tmp_path_factory.mktemp("workflow") / "measured", SECRETS.values())
+
+
+@pytest.fixture(scope="session")
+def measured(image: None, watch: Watch) -> Workspace:
+    """A workspace whose experiment is complete: three points of one run, made with secrets in the environment."""
+    workspace = Workspace.create(watch.folder)
+    share_starts(workspace.path / "results/scratch")
+    with watch:
+        workspace.run(**SECRETS)
     return workspace
 
 
@@ -42,7 +52,4 @@ def workspace(measured: Workspace, tmp_path: Path) -> Iterator[Workspace]:
     """A copy of the measured workspace, which must leave no process behind."""
     copy = measured.clone(tmp_path / "workspace")
     yield copy
-    left = copy.processes()
-    for process in left:
-        process.kill()
-    assert not left, f"left behind: {left}"
+    copy.leave_nothing()

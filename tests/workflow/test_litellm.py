@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from shared_starts import share_starts
 from workspace import LEVELS, Workspace
 
 from berth.errors import BerthError
@@ -44,6 +45,7 @@ PROXY_IMAGE = "results/images/local/litellm-1.103.0.json"
 def staged(image: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with a deployment of the proxy, and everything that Berth's own rules stage for it and for vLLM."""
     workspace = Workspace.create(tmp_path_factory.mktemp("litellm") / "workspace")
+    share_starts(workspace.path / "results/scratch")
     configure(workspace, "http://127.0.0.1:9")
     workspace.run(*RECEIPTS.values(), PROXY_IMAGE)
     return workspace

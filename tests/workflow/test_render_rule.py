@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import yaml
+from leaks import SECRETS, Watch, files_with
+from shared_starts import vllm_cache_root
 from workspace import Workspace, wait_until
 
 from berth.image import default_cache_dir
@@ -56,9 +58,15 @@ def test_render_follows_the_configuration(fresh: Workspace) -> None:
 def test_clusters_are_rendered_where_they_are_not(fresh: Workspace, profile: str) -> None:
     """The shipped clusters are rendered on a machine that has neither their scheduler nor their runtime.
 
-    The executor is the local one: those of the clusters wait half a minute before they let Snakemake end.
+    The executor is the local one: those of the clusters wait half a minute before they let Snakemake end. No secret of
+    the caller gets into a file or a command line.
     """
-    output = fresh.run("render", "--profile", f"profiles/{profile}", "--executor", "local", "--cores", "1")
+    with Watch(fresh.path, SECRETS.values()) as watch:
+        output = fresh.run(
+            "render", "--profile", f"profiles/{profile}", "--executor", "local", "--cores", "1", **SECRETS
+        )
+    assert watch.shown == set()
+    assert files_with(fresh.path, SECRETS.values()) == []
     rendered = {path.parent.name for path in (fresh.path / f"results/render/{profile}").glob("*/server.sh")}
     config = json.loads((fresh.path / f"results/render/{profile}/{min(rendered)}/values.json").read_text())
     assert config["platform"] == profile
@@ -68,19 +76,23 @@ def test_clusters_are_rendered_where_they_are_not(fresh: Workspace, profile: str
 
 
 def test_kubernetes_is_rendered_as_values(fresh: Workspace) -> None:
-    """The shipped cluster of Kubernetes has values and commands; its manifests follow as soon as helm is on PATH."""
-    without = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    """The shipped cluster of Kubernetes has values and commands; its manifests follow as soon as helm is on PATH.
+
+    No secret of the caller gets into any of them.
+    """
+    without = SECRETS | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
     if shutil.which("helm", path=without["PATH"]) is None:
         output = fresh.run("render", "--profile", "profiles/goodall", **without)
         assert "no manifests.yaml, because helm is not on PATH" in output
     folder = fresh.path / "results/render/goodall/scout-w4a16-goodall"
     helm = default_cache_dir() / "helm"
-    with_helm = {"PATH": f"{helm}:{without['PATH']}"}
+    with_helm = without | {"PATH": f"{helm}:{without['PATH']}"}
     if shutil.which("helm", path=with_helm["PATH"]) is not None:
         fresh.run("render", "--profile", "profiles/goodall", **with_helm)
         assert "kind: Deployment" in (folder / "manifests.yaml").read_text()
     assert yaml.safe_load((folder / "values.yaml").read_text())["extraInit"]["s3"]["bucket"] == "huggingface.co"
     assert os.access(folder / "install.sh", os.X_OK)
+    assert files_with(fresh.path, SECRETS.values()) == []
 
 
 def test_kubernetes_is_not_measured(fresh: Workspace) -> None:
@@ -108,6 +120,10 @@ def test_rendered_scripts_run_by_hand(fresh: Workspace, image: None) -> None:
     port = free_port("127.0.0.1", 20000, 29999)
     platform = fresh.path / "config/platforms/local.yaml"
     platform.write_text(platform.read_text().replace("[18000, 18999]", f"[{port}, {port}]"))
+    # The scripts share nothing with other runs; what vLLM looks up at its start is not what is tested here.
+    cache = fresh.path / "results/scratch/berth/by-hand/tiny-local/cache"
+    cache.mkdir(parents=True)
+    (cache / "vllm").symlink_to(vllm_cache_root())
     fresh.run("render", "results/datasets/sharegpt-like-short/receipt.json")
     folder = fresh.path / "results/render/local/tiny-local"
     environment = {

@@ -158,9 +158,20 @@ class Workspace:
                 continue
         return mine
 
+    def leave_nothing(self) -> None:
+        """Return when no process of this workspace lives; one that does is ended, and told."""
+        left = self.processes()
+        for process in left:
+            process.kill()
+        assert not left, f"left behind: {left}"
+
     def servers(self) -> list[psutil.Process]:
         """Living vLLM servers of this workspace."""
-        return [process for process in self.processes() if "serve" in words_of(process)[:4]]
+        return [
+            process
+            for process in self.processes()
+            if "serve" in (words := words_of(process)[:4]) and "bench" not in words
+        ]
 
     def kill_session(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
         """Signal one process, not its group, and reap it."""
@@ -192,7 +203,7 @@ def point_starts(workspace: Workspace, level: int) -> bool:
     return f"concurrency {level}: point" in run_log(workspace)
 
 
-def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 180.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 480.0) -> Any:
     """The first true value of a condition. The limit is a safeguard against a hanging test, not a measurement."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:

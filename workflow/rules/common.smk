@@ -67,6 +67,12 @@ def point_files(keys):
     return [f"{RESULTS}/points/{key}.json" for key in sorted(keys)]
 
 
+def imported_files():
+    """The points that other tools measured."""
+    folder = Path.cwd() / RESULTS
+    return [f"{RESULTS}/{path.relative_to(folder)}" for path in PLAN.imported]
+
+
 def figure_files():
     """Every figure of every experiment that has something to draw, in three formats."""
     return [
@@ -75,6 +81,32 @@ def figure_files():
         for kind in kinds
         for extension in FORMATS
     ]
+
+
+def report_files():
+    """The page of the report; none where there is nothing to show."""
+    return [f"{RESULTS}/report/index.html"] if PLAN.figures else []
+
+
+def pages_of_report():
+    """The experiments of the report, all their points taken to be measured."""
+    from berth.report import asked_of
+
+    return asked_of(PLAN, missing=False)
+
+
+def profiles_of_report():
+    """The profile that measures each platform."""
+    from berth.report import profiles_of
+
+    return profiles_of(PLAN)
+
+
+def what_can_be_reported():
+    """What the report shows of an unfinished workflow, as plain values."""
+    from berth.report import what_there_is
+
+    return what_there_is(PLAN)
 
 
 def resources_of_staging():
@@ -141,6 +173,18 @@ def measurable(files):
     return wanted
 
 
+def measured_first(reference):
+    """An input function for what looks at one experiment: its points that are missing here; nothing for a file."""
+    runs = {f"run{number}" for number in BERTH.only_runs}
+    keys = [
+        key
+        for key in PLAN.missing
+        if key.startswith(f"{reference}/")
+        and (not runs or key.rsplit("/", 2)[1] in runs)
+    ]
+    return measurable(point_files(keys)) if keys else []
+
+
 def key_of(w):
     """The key of the run that a rule's wildcards name."""
     return RunId(w.experiment, w.platform, w.spec, int(w.run)).key
@@ -188,20 +232,29 @@ def check_before_start():
         raise WorkflowError(str(error)) from None
 
 
+def end_of_run():
+    """Remove what sweeps leave behind, where this is about any: another Snakemake may sweep beside what serves."""
+    if ASKED or {"sweep", "point"} & {job.rule.name for job in workflow.dag.jobs}:
+        end_run(PLAN)
+
+
 def tell_failures():
     """Put what failed into the figures, and say where it is told; nothing where no measurement was asked for."""
     if not ASKED:
         return
     from berth.draw import draw_what_there_is
+    from berth.report import report_what_there_is, what_there_is
 
     # A failure to draw must not hide what it would have shown.
     try:
-        draw_what_there_is(make_plan(BERTH, Path.cwd()))
+        plan = make_plan(BERTH, Path.cwd())
+        draw_what_there_is(plan)
+        report_what_there_is(**what_there_is(plan))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
     print(
         f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
-        f"The figures in {RESULTS}/figures/ show it. The same command measures what is still missing."
+        f"The figures in {RESULTS}/figures/ and {RESULTS}/report/index.html show it. The same command measures what is still missing."
     )
 
 
@@ -214,6 +267,48 @@ def resources_of_sweep():
     """What a sweep asks its scheduler for: functions by name; nothing where there is no scheduler."""
     names = sweep_names(BERTH.platforms[BERTH.platform])
     return {name: partial(one_resource, name) for name in names}
+
+
+def serve_request_of():
+    """What keeps the deployment up that `--config deployment=NAME` names."""
+    from berth.servesettings import serve_request
+
+    # This Snakemake and its options: its jobs are submitted by others of the same.
+    argv = [sys.executable, *sys.argv[1:]]
+    try:
+        return asdict(serve_request(BERTH, Path.cwd(), argv, local=workflow.local_exec))
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def term_request_of(number):
+    """What the job of one of its terms is told."""
+    from berth.servesettings import term_request
+
+    try:
+        return term_request(BERTH, Path.cwd(), number)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def served_log(verb):
+    """The log of `serve` or `unserve`; by deployment, since several may be served from one folder."""
+    return (
+        f"{RESULTS}/logs/serve/{BERTH.platform}/{BERTH.deployment or 'none'}/{verb}.log"
+    )
+
+
+def resources_of_term():
+    """What a term asks its scheduler for: functions by name; nothing where there is no scheduler."""
+    from berth.servesettings import term_resources
+
+    def one(name, w):
+        return term_resources(BERTH)[name]
+
+    return {
+        name: partial(one, name)
+        for name in sweep_names(BERTH.platforms[BERTH.platform])
+    }
 
 
 @cache
@@ -278,3 +373,53 @@ def patient():
         )
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+def exchange_of():
+    """What push_results and pull_results are told: the fields of exchange.Exchange as plain values."""
+    return {
+        "results": RESULTS,
+        "store": asdict(BERTH.platforms[BERTH.platform].store),
+        "include": BERTH.share or BERTH.select,
+        "data_dir": f"{RESULTS}/seaweedfs",
+        "dry_run": BERTH.dry_run,
+    }
+
+
+def custody_request():
+    """What custody is told: the fields of custody.CustodyRequest as plain values."""
+    from berth.custody import request_of
+
+    try:
+        return request_of(BERTH, PLAN.existing)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+@cache
+def bundle_request():
+    """What pack_bundle is told: the fields of bundle_contents.BundleRequest as plain values."""
+    from berth.bundle_request import request_of
+
+    try:
+        return request_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def bundle_inputs(w):
+    """What has to be there before it is packed: models as they were downloaded, datasets, images that are files."""
+    asked = bundle_request()
+    return {
+        "models": [
+            f"{RESULTS}/models/{name}/manifest.json" for name in asked["models"]
+        ],
+        "datasets": [
+            f"{RESULTS}/datasets/{name}/receipt.json" for name in asked["datasets"]
+        ],
+        "images": [
+            f"{RESULTS}/images/{BERTH.platform}/{each['recipe']}-{each['version']}.json"
+            for each in asked["images"]
+            if each["image"]["kind"] != "environment"
+        ],
+    }

@@ -1,6 +1,6 @@
 # The table of all points, and the figures of each experiment.
 #
-# Inputs:  results/points/, results/failures/, data/published/
+# Inputs:  results/points/, results/failures/, results/imported/, data/published/
 # Outputs: results/tidy/points.parquet and .csv; results/figures/{experiment}/{kind}.pdf, .svg and .png
 
 
@@ -12,6 +12,7 @@ localrules:
 rule tidy:
     input:
         points=point_files(PLAN.existing | PLAN.missing),
+        imported=imported_files(),
     output:
         parquet=report(
             f"{RESULTS}/tidy/points.parquet",

@@ -1,43 +1,53 @@
-# What would run, readable, without running it.
+# Deployments that stay up: `serve` keeps one up until `unserve`, an end date or too many failures. It runs beside
+# Snakemake and has neither input nor output, so that no lock of Snakemake's is held as long as it serves. Its jobs
+# (term: one server each) are submitted by Snakemakes of their own with the same options.
 #
-# Inputs:  config/
-# Outputs: results/render/{platform}/{deployment}/: server.sh, client.sh, stage.sh, settings.md, values.json;
-#          for Kubernetes values.yaml, install.sh, uninstall.sh, stage.sh, settings.md, values.json, manifests.yaml
+# Inputs:  the receipts of model and image; --config deployment=NAME [until=2026-12-01T18:00]
+# Outputs: results/services/{platform}/{deployment}.json: state, endpoint and history; the folder beside it
 
 
 localrules:
-    render,
-    render_deployment,
+    serve,
+    unserve,
 
 
-# `snakemake render` writes the files of every deployment on the platform at hand.
-rule render:
-    input:
-        rendered_folders,
+rule serve:
     log:
-        f"{RESULTS}/logs/render/all.log",
+        served_log("serve"),
     conda:
         "../../environment.yml"
     params:
-        left_out=lambda w: left_out(),
+        request=lambda w: serve_request_of(),
     script:
-        "../scripts/render_all.py"
+        "../scripts/serve.py"
 
 
-rule render_deployment:
-    output:
-        directory(f"{RESULTS}/render/{{platform}}/{{deployment}}"),
+rule unserve:
     log:
-        f"{RESULTS}/logs/render/{{platform}}/{{deployment}}.log",
+        served_log("unserve"),
+    conda:
+        "../../environment.yml"
+    params:
+        request=lambda w: serve_request_of(),
+    script:
+        "../scripts/unserve.py"
+
+
+rule term:
+    output:
+        marker=touch(f"{RESULTS}/services/{{platform}}/{{deployment}}/t{{number}}.done"),
+    log:
+        f"{RESULTS}/logs/serve/{{platform}}/{{deployment}}/t{{number}}.log",
     wildcard_constraints:
         deployment=NAME,
+        number=r"[0-9]+",
+    # Its keeper decides whether there is another one.
+    retries: 0
     conda:
         "../../environment.yml"
+    resources:
+        **resources_of_term(),
     params:
-        # The texts themselves: whatever would change them, a newer Berth included, renders them again.
-        texts=lambda w: rendered(w.deployment)[0],
-        warnings=lambda w: rendered(w.deployment)[1],
-        # The command that prints the manifests: where helm is installed later, they are rendered then.
-        manifests=lambda w: manifests_command(w.deployment),
+        request=lambda w: term_request_of(int(w.number)),
     script:
-        "../scripts/render.py"
+        "../scripts/term.py"

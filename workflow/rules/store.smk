@@ -14,7 +14,7 @@ rule push_model:
     conda:
         "../../environment.yml"
     params:
-        store=lambda w: asdict(BERTH.platforms[w.platform].store),
+        store=lambda w: BERTH.platforms[w.platform].store.for_models,
         repo=lambda w: BERTH.models[w.model].repo,
         model_dir=lambda w: f"{RESULTS}/models/{w.model}/files",
         data_dir=f"{RESULTS}/seaweedfs",
@@ -34,7 +34,7 @@ rule stage_model:
     resources:
         **resources_of_staging(),
     params:
-        store=lambda w: asdict(BERTH.platforms[w.platform].store),
+        store=lambda w: BERTH.platforms[w.platform].store.for_models,
         repo=lambda w: BERTH.models[w.model].repo,
         models_dir=lambda w: BERTH.platforms[w.platform].models_dir,
         # Then pods bring it, and this only compares the store with what was pushed.

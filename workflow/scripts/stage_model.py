@@ -8,5 +8,6 @@ with script(snakemake.log[0]):
         models_dir=snakemake.params.models_dir,
         receipt=snakemake.output.receipt,
         data_dir=snakemake.params.data_dir,
-        pushed=snakemake.input.receipt if snakemake.params.in_pods else "",
+        pushed=snakemake.input.receipt,
+        in_pods=snakemake.params.in_pods,
     )

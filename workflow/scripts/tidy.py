@@ -5,6 +5,7 @@ with script(snakemake.log[0]):
     tidy(
         records=snakemake.input.points,
         failures=snakemake.params.failures,
+        imported=list(snakemake.input.imported),
         not_run=snakemake.params.not_run,
         labels=snakemake.params.labels,
         parquet=snakemake.output.parquet,

@@ -1,0 +1,110 @@
+"""What a store has of a model, known from one listing and one small object that the last push left.
+
+`{prefix}.objects.json` says which content each object had when it was pushed: {"schema": 1, "checksum_mode",
+"objects": {path: {"size", "sha256", "etag"}}}. An object whose size and ETag in the listing are still those has still
+that SHA-256, so that nothing is asked about single objects. Objects that it does not know are asked for their metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import botocore.exceptions
+
+from berth.s3errors import error_code
+from berth.uploads import SHA256
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from berth import s3
+    from berth.manifest import Manifest
+
+SCHEMA = 1
+_ASK_AT_ONCE = 16
+_MISSING = frozenset({"NoSuchKey", "404"})
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object: bytes, SHA-256 in lower-case hexadecimal ("" if unknown), ETag without quotes."""
+
+    size: int
+    sha256: str
+    etag: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the last push left: the checksum mode that the store took, and its objects by path."""
+
+    checksum_mode: s3.ChecksumMode | None
+    objects: Mapping[str, StoredObject]
+
+
+def index_key(prefix: str) -> str:
+    """The key of the index of a model; beside the files, as the manifest's."""
+    return f"{prefix}.objects.json"
+
+
+def parse_index(body: bytes | None) -> Index:
+    """The index in an object; an empty one if there is none, or one that cannot be used, which only costs requests."""
+    try:
+        value = json.loads(body or b"{}")
+        if value.get("schema") != SCHEMA:
+            return Index(None, {})
+        mode = value["checksum_mode"]
+        return Index(mode, {path: StoredObject(**entry) for path, entry in value["objects"].items()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Index(None, {})
+
+
+def index_bytes(index: Index) -> bytes:
+    """The object that parse_index reads."""
+    objects = {path: asdict(entry) for path, entry in sorted(index.objects.items())}
+    return json.dumps({"schema": SCHEMA, "checksum_mode": index.checksum_mode, "objects": objects}).encode()
+
+
+def read_object(client: Any, bucket: str, key: str) -> bytes | None:
+    """The bytes of a small object, None if there is none."""
+    try:
+        body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    except botocore.exceptions.ClientError as error:
+        if error_code(error) in _MISSING:
+            return None
+        raise
+    return body
+
+
+def list_objects(client: Any, bucket: str, prefix: str) -> dict[str, StoredObject]:
+    """Every object below `prefix`/, by its path there, with no SHA-256."""
+    found: dict[str, StoredObject] = {}
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/"):
+        for item in page.get("Contents", []):
+            path = item["Key"].removeprefix(f"{prefix}/")
+            found[path] = StoredObject(item["Size"], "", item["ETag"].strip('"'))
+    return found
+
+
+def known_objects(client: Any, bucket: str, prefix: str, manifest: Manifest, index: Index) -> dict[str, StoredObject]:
+    """What is below `prefix`/, with each SHA-256 that the index or the object itself tells.
+
+    Only objects of the manifest whose size is right and whom the index does not know are asked, several at a time.
+    """
+    listed = list_objects(client, bucket, prefix)
+    known = {}
+    for path, entry in listed.items():
+        recorded = index.objects.get(path)
+        same = recorded is not None and (recorded.size, recorded.etag) == (entry.size, entry.etag)
+        known[path] = recorded if same and recorded is not None else entry
+    doubtful = [e.path for e in manifest.files if (o := known.get(e.path)) and not o.sha256 and o.size == e.size_bytes]
+
+    def ask(path: str) -> StoredObject:
+        head = client.head_object(Bucket=bucket, Key=f"{prefix}/{path}")
+        return StoredObject(head["ContentLength"], head["Metadata"].get(SHA256, ""), head["ETag"].strip('"'))
+
+    with ThreadPoolExecutor(_ASK_AT_ONCE) as pool:
+        return known | dict(zip(doubtful, pool.map(ask, doubtful), strict=True))

@@ -1,0 +1,156 @@
+"""The report: one HTML page from the tidy table, the provenance of its rows and the published curves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from berth import __version__
+from berth.draw import tidy
+from berth.fsio import sha256_file, write_text
+from berth.report_data import Asked, for_page, kinds_for_page, shown
+from berth.report_page import page
+from berth.report_provenance import read_provenance, write_provenance
+from berth.report_sections import counts, findings, ratios, section, span
+from berth.report_tables import comparison, doubts, packed, runs
+from berth.tidy import read_tidy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from berth.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def report(
+    *,
+    table: str,
+    provenance: str,
+    published_dir: str,
+    experiments: Sequence[Mapping[str, Any]],
+    profiles: Mapping[str, str],
+    output: str,
+) -> None:
+    """Write the page. `experiments` are fields of `report_data.Asked`; `profiles` are profiles by platform.
+
+    The same files give the same bytes.
+
+    Raises:
+        BerthError: the table, the provenance or a published set cannot be read.
+    """
+    asked = [Asked.from_json(each) for each in experiments]
+    rows, origin = read_tidy(Path(table)), read_provenance(Path(provenance))
+    each_shown = [shown(rows, each, Path(published_dir)) for each in asked]
+    found = [row for each in each_shown for row in doubts(each, origin)]
+    tables = {
+        "comparison": [row for each in each_shown for row in comparison(each)],
+        "doubts": found,
+        "runs": [row for each in each_shown for row in runs(each, origin)],
+    }
+    context = {
+        "version": __version__,
+        "table": table,
+        "table_sha256": sha256_file(Path(table)),
+        "provenance": provenance,
+        "counts": counts(each_shown),
+        "span": span(each_shown),
+        "experiments": [section(each, origin, profiles) for each in each_shown],
+        "comparison": ratios(tables["comparison"]),
+        "findings": findings(found),
+        "compared": bool(tables["comparison"]),
+        "ran": bool(tables["runs"]),
+    }
+    data = {
+        "kinds": kinds_for_page(),
+        "experiments": [for_page(each) for each in each_shown],
+        "tables": {name: packed(each) for name, each in tables.items()},
+    }
+    text = page(context, data)
+    write_text(Path(output), text)
+    logger.info("Wrote %s: %d points, %.1f MB", output, sum(len(e.rows) for e in each_shown), len(text) / 1e6)
+
+
+def asked_of(plan: Plan, *, missing: bool) -> list[dict[str, Any]]:
+    """The experiments that have something to show, as fields of `report_data.Asked`.
+
+    `missing` tells how many points are not measured yet; without it, all are taken to be there.
+    """
+    gone: dict[str, int] = {}
+    if missing:
+        measured = plan.existing
+        for run in plan.runs.values():
+            left = sum(point.key not in measured for point in run.points)
+            gone[run.id.experiment] = gone.get(run.id.experiment, 0) + left
+    return [
+        {
+            "name": name,
+            "title": plan.config.experiments[name].title,
+            "kinds": list(kinds),
+            "published": list(plan.config.experiments[name].published),
+            "missing": gone.get(name, 0),
+        }
+        for name, kinds in plan.figures.items()
+    ]
+
+
+def profiles_of(plan: Plan) -> dict[str, str]:
+    """The profile that measures each platform, where it has the platform's name."""
+    named = {name: f"profiles/{name}" for name in plan.config.platforms}
+    return {name: profile for name, profile in sorted(named.items()) if (plan.root / profile).is_dir()}
+
+
+def what_there_is(plan: Plan) -> dict[str, Any]:
+    """What `report_what_there_is` is told, as plain values, so that Snakemake can hand them to its job."""
+    config, results = plan.config, plan.config.results
+    return {
+        "results": results,
+        "records": [f"{results}/points/{key}.json" for key in sorted(plan.existing)],
+        "failures": [f"{results}/failures/{key}.json" for key in plan.failures],
+        "imported": [str(path) for path in plan.imported],
+        "not_run": plan.not_run,
+        "labels": {name: platform.label for name, platform in config.platforms.items()},
+        "published_dir": config.published_dir,
+        "experiments": asked_of(plan, missing=True),
+        "profiles": profiles_of(plan),
+    }
+
+
+def report_what_there_is(
+    *,
+    results: str,
+    records: list[str],
+    failures: list[str],
+    imported: list[str],
+    not_run: list[dict[str, Any]],
+    labels: dict[str, str],
+    published_dir: str,
+    experiments: Sequence[Mapping[str, Any]],
+    profiles: Mapping[str, str],
+) -> None:
+    """Table, provenance and page of what was measured and what failed, at any time; measures nothing.
+
+    Raises:
+        BerthError: as `report` does, or a record cannot be read.
+    """
+    folder = Path(results)
+    table, origin = folder / "tidy" / "points.parquet", folder / "tidy" / "provenance.json"
+    tidy(
+        records=records,
+        failures=failures,
+        imported=imported,
+        not_run=not_run,
+        labels=labels,
+        parquet=str(table),
+        csv=str(table.with_suffix(".csv")),
+    )
+    write_provenance(map(Path, records), map(Path, failures), origin)
+    report(
+        table=str(table),
+        provenance=str(origin),
+        published_dir=published_dir,
+        experiments=experiments,
+        profiles=profiles,
+        output=str(folder / "report" / "index.html"),
+    )

@@ -1,0 +1,40 @@
+"""How a push or a stage moves its bytes: sizes, numbers and limits, with values that suit the machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from berth.engine import EngineName
+
+MIB = 1024 * 1024
+# Large enough that a request costs nothing, small enough that little is lost with a connection.
+_PART_BYTES = 32 * MIB
+
+
+def default_connections() -> int:
+    """Four for each core that this process may use: 8 on a small machine, 32 on a large one."""
+    return min(32, max(8, 4 * len(os.sched_getaffinity(0))))
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Memory: some hundred kilobytes for each connection besides the program, whatever the size of files and parts.
+
+    Args:
+        part_bytes: of a request; files with more than 9,000 such parts get larger ones, because S3 takes 10,000.
+        connections: at the same time, over all files.
+        max_bandwidth_bytes_s: of all together; None is no limit.
+        engine: "wire" (see wire.py), "boto3", or "auto": the first, and the second where that does not work.
+        durable: whether a staged file waits for the disk before it gets its name.
+        abandoned_after_s: age at which an upload that nobody goes on with is given up.
+    """
+
+    part_bytes: int = _PART_BYTES
+    connections: int = field(default_factory=default_connections)
+    max_bandwidth_bytes_s: int | None = None
+    engine: EngineName = "auto"
+    durable: bool = False
+    abandoned_after_s: float = 24 * 3600

@@ -1,0 +1,57 @@
+"""The packages of a lock as files, for a machine without a package index."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from berth.errors import BerthError
+from berth.fsio import write_text
+from berth.image import TORCH_CPU_INDEX
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_MARKER = ".berth-lock-sha256"
+_LINES = 12
+
+
+def download_wheels(lock: Path, folder: Path, *, hashes: bool) -> Path:
+    """A folder with what `pip install --requirement LOCK` needs, for this Python and kind of machine.
+
+    pip's own settings hold (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX, proxies), so that a site's mirror does. A
+    folder that is whole for this lock and Python is kept. `hashes` says that the lock has them.
+
+    Raises:
+        BerthError: pip cannot get them, with its last lines.
+    """
+    wanted = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()
+    marker = folder / _MARKER
+    if marker.exists() and marker.read_text() == wanted:
+        return folder
+    # What another lock asked for must not come along.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    logger.info("getting the packages of %s", lock)
+    command = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--dest", str(folder)]
+    # torch's CPU build has an index of its own, as in the building of the image.
+    torch = not hashes and any(line.startswith("torch==") for line in lock.read_text().splitlines())
+    extra = ["--require-hashes"] if hashes else ["--only-binary=:all:"]
+    extra += ["--extra-index-url", TORCH_CPU_INDEX] if torch and not os.environ.get("PIP_NO_INDEX") else []
+    done = subprocess.run([*command, *extra, "--requirement", str(lock)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-_LINES:])
+        raise BerthError(
+            f"The packages of {lock} could not be had (exit code {done.returncode}). Set PIP_INDEX_URL, https_proxy or "
+            "PIP_CERT as your site needs, or leave them out with --config bundle_wheels=false where the other site has "
+            f"its own way to Python's packages. Last lines:\n{tail}"
+        )
+    write_text(marker, wanted)
+    return folder

@@ -1,0 +1,8 @@
+from pathlib import Path
+
+from berth.console import script
+from berth.exchange import Exchange, push_results
+
+given = snakemake.params.exchange
+with script(snakemake.log[0]):
+    push_results(Exchange(**{**given, "results": Path(given["results"])}))
