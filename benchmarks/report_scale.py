@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import headless_browser
 from report_points import KINDS, flagged, record
 
-from berth.draw import figure, tidy
+from berth.draw import figure
 from berth.report import report
 from berth.report_provenance import write_provenance
+from berth.tidy import tidy_records, write_tidy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,14 +43,7 @@ def measure(points: int, *, browser: bool) -> dict[str, float]:
         table, origin, page = (folder / name for name in ("points.parquet", "provenance.json", "index.html"))
         took: dict[str, float] = {}
         clock = Clock(took, time.process_time)
-        tidy(
-            records=[str(path) for path in records],
-            failures=[],
-            not_run=[],
-            labels={},
-            parquet=str(table),
-            csv=str(folder / "points.csv"),
-        )
+        write_tidy(tidy_records(records, []), table, folder / "points.csv")
         clock.lap("table_s")
         write_provenance(records, [], origin)
         clock.lap("provenance_s")
@@ -71,6 +65,7 @@ def measure(points: int, *, browser: bool) -> dict[str, float]:
             published_dir="",
             experiments=[mine],
             profiles={},
+            comparisons=[],
             output=str(page),
         )
         clock.lap("report_s")

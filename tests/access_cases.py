@@ -105,6 +105,7 @@ class Backend:
     def __init__(self, port: int = 0, certificate: Path | None = None) -> None:
         self.seen: list[dict[str, str]] = []
         self.go_on = threading.Event()
+        self.key = KEY
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.port = int(self.server.server_address[1])
         if certificate:
@@ -135,10 +136,11 @@ def _handler(backend: Backend) -> type[http.server.BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             backend.seen.append({"path": self.path, **self.headers})
-            if self.headers["Authorization"] != f"Bearer {KEY}":
+            if self.headers["Authorization"] != f"Bearer {backend.key}":
                 self.answer(401, {"error": "Unauthorized"})
             elif not body.get("stream"):
-                self.answer(200, {"port": backend.port, "usage": {"completion_tokens": 1}})
+                choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "length"}
+                self.answer(200, {"port": backend.port, "choices": [choice], "usage": {"completion_tokens": 1}})
             else:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/event-stream")

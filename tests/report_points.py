@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from berth.draw import tidy
 from berth.record import write_record
 from berth.report import report
 from berth.report_provenance import write_provenance
+from berth.tidy import tidy_records, write_tidy
 
 ROOT = Path(__file__).parents[1]
 KINDS = ["output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency"]
@@ -120,14 +120,7 @@ def make_report(folder: Path, made: list[dict[str, Any]], **more: Any) -> Path:
         write_record(path, each, None)
         paths.append(path)
     table, origin, page = (folder / name for name in ("points.parquet", "provenance.json", "index.html"))
-    tidy(
-        records=[str(path) for path in points],
-        failures=[str(path) for path in failures],
-        not_run=[],
-        labels={"hops": "Hops"},
-        parquet=str(table),
-        csv=str(folder / "points.csv"),
-    )
+    write_tidy(tidy_records(points, failures, (), {"hops": "Hops"}), table, folder / "points.csv")
     write_provenance(points, failures, origin)
     mine = {"name": "mine", "title": "Scout on Hops", "kinds": KINDS, "published": ["beltre2025/fig9"], **more}
     report(
@@ -136,6 +129,7 @@ def make_report(folder: Path, made: list[dict[str, Any]], **more: Any) -> Path:
         published_dir=str(ROOT / "data" / "published"),
         experiments=[mine],
         profiles={"hops": "profiles/hops"},
+        comparisons=[str(path) for path in sorted(folder.glob("*comparison.json"))],
         output=str(page),
     )
     return page

@@ -78,10 +78,12 @@ def _rewrite(results: Path, followed: _Followed) -> bool:
             BACKENDS: access_litellm.backends(states),
             nginx.UPSTREAM: nginx.upstream(states, followed.run_dir, router=followed.router),
         }
-        changed = [name for name, text in texts.items() if _text(followed.folder / name) != text]
-        for name in changed:
-            write_text(followed.folder / name, texts[name])
-    return nginx.UPSTREAM in changed
+        before = {name: _text(followed.folder / name) for name in texts}
+        for name, text in texts.items():
+            if before[name] != text:
+                write_text(followed.folder / name, text)
+    # An NGINX that was never told of it has nothing to read again.
+    return before[nginx.UPSTREAM] not in (None, texts[nginx.UPSTREAM])
 
 
 def _text(path: Path) -> str | None:

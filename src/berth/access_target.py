@@ -92,6 +92,8 @@ class Target:
 
         It passes requests on as they are, to any member.
         """
+        if len(self.members) == 1:
+            return ""
         if len(self.models) > 1:
             return "they serve different models, and NGINX does not look into requests"
         if len({member.key_variable and services.key_in(Path(member.service.key_file)) for member in self.members}) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth.access_settings import Access
@@ -70,6 +70,10 @@ class Dataset:
         return {"name": self.name, "generated": {"count": self.count, "seed": self.seed, "scale": self.scale}}
 
 
+# In the parameters of every push and stage from the first Berth on.
+_FIRST_STORE_FIELDS = frozenset({"kind", "bucket", "endpoint_url", "region", "prefix", "addressing_style"})
+
+
 @dataclass(frozen=True)
 class Store:
     """The object store of a platform."""
@@ -81,11 +85,26 @@ class Store:
     prefix: str = ""
     addressing_style: Literal["auto", "path", "virtual"] = "auto"
     results_prefix: str = "berth-results"
+    unsigned: bool = False
+    engine: Literal["auto", "wire", "boto3"] = "auto"
+    connections: int | None = None
+    part_mib: int | None = None
+    max_bandwidth_mib_s: float | None = None
+    durable: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     @property
-    def for_models(self) -> dict[str, Any]:
-        """What push and stage are told: what says where points are must not make them run again."""
-        return {key: value for key, value in asdict(self).items() if key != "results_prefix"}
+    def of_rules(self) -> dict[str, Any]:
+        """What the rules of models are told: the fields, without later ones that nobody has set.
+
+        Snakemake runs a rule again when its parameters change, and a new Berth must move nothing again.
+        """
+        values = asdict(self)
+        # Where points are does not concern them.
+        del values["results_prefix"]
+        unset = {each.name: each.default for each in fields(self) if each.name not in _FIRST_STORE_FIELDS}
+        return {name: value for name, value in values.items() if name not in unset or value != unset[name]}
 
 
 @dataclass(frozen=True)
@@ -347,6 +366,7 @@ class Config:
     until: str = ""
     share: tuple[str, ...] = ()
     dry_run: bool = False
+    delete_extra: bool = False
     model: str = ""
     point: str = ""
     quick: bool = False

@@ -191,8 +191,7 @@ def _folders(patient: Patient) -> Iterator[Result]:
         shared = {"results": results}
     own = {"paths.scratch": Path(patient.scratch_dir).expanduser()}
     own |= {"paths.node_models": Path(patient.node_models_dir)} if patient.node_models_dir else {}
-    if patient.scheduler == "kubernetes":
-        own = {}
+    own = {} if patient.scheduler == "kubernetes" else own
     yield from folder_checks(shared, own, several_nodes=several)
     downloads = {name: (f"{name}/manifest.json", size) for name, size in patient.downloads.items()}
     stores = [Store("results", results / "models", downloads)]

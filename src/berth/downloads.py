@@ -16,7 +16,7 @@ import botocore.exceptions
 
 from berth.engine import CHUNK_BYTES, OtherSizeError, Session, Span
 from berth.errors import BerthError
-from berth.s3errors import error_code
+from berth.s3errors import MISSING, error_code
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from berth.manifest import FileEntry
     from berth.moving import Moving
 
-_MISSING = frozenset({"NoSuchKey", "404"})
 _REPLACED = frozenset({"PreconditionFailed", "412"})
 _RESTARTS = 1
 
@@ -159,7 +158,7 @@ class Download:
 
     def _refused(self, error: Exception) -> None:
         code = error_code(error)
-        if code in _MISSING:
+        if code in MISSING:
             raise self._damaged("is missing") from error
         if code not in _REPLACED and not isinstance(error, OtherSizeError):
             raise error

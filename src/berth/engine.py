@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 ChecksumName = Literal["crc32c", "md5"]
 EngineName = Literal["auto", "wire", "boto3"]
 
-# Fits into the second cache of a core, so that hashing what was just copied costs no way to memory.
-CHUNK_BYTES = 256 * 1024
+# Measured: less than half of it costs more calls, more of it only memory.
+CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Boto3Session:
         arguments = {"IfMatch": etag, "Range": span.header}
         given = {name: value for name, value in arguments.items() if value is not None}
         answer = self._client.get_object(Bucket=self._bucket, Key=key, **given)
-        with answer["Body"] as stream:
+        with contextlib.closing(answer["Body"]) as stream:
             span.check(answer["ContentLength"], answer.get("ContentRange"))
             received = 0
             for chunk in stream.iter_chunks(CHUNK_BYTES):

@@ -92,11 +92,17 @@ class Keeper:
                 self._current = int(ready[0].id[1:]) if ready else None
         for number in self.files.ordered():
             order = self.files.order(number)
-            if order is not None:
-                self.terms.append(self._job(order))
+            if order is None:
+                continue
+            if order.until != self.service.until:
+                order = replace(order, until=self.service.until)
+                self.files.give(order)
+            self.terms.append(self._job(order))
+        known = {event.at for event in self.service.history}
         for term in self.terms:
             term.look()
-            term.failures_taken = len(term.report.failures) if term.report else 0
+            # What failed while there was no keeper is told now.
+            term.failures_taken = sum(each.at in known for each in term.report.failures) if term.report else 0
             logger.info("took over t%d, job %s", term.number, term.job_id or "(not submitted yet)")
         return bool(self.terms)
 
@@ -109,12 +115,15 @@ class Keeper:
         """
         while True:
             self._held.check()
-            self.look()
-            why = self._why_end()
-            if why:
-                return why
-            self._start_what_is_needed()
-            self.publish()
+            try:
+                self.look()
+                if why := self._why_end():
+                    return why
+                self._start_what_is_needed()
+                self.publish()
+            except OSError as error:
+                # A disk that is full, or a file system that is away for a while: what serves goes on.
+                logger.warning("%s; trying again", error)
             time.sleep(self.settings.poll_s)
 
     def look(self) -> None:
@@ -135,11 +144,12 @@ class Keeper:
                     term.stop()
 
     def take_down(self, kind: str, cause: str) -> None:
-        """End every term: those that wait at once, the others when their requests are answered."""
+        """End every term: those that wait or load at once, the others when their requests are answered."""
         self._current = None
         self.publish()
         for term in self.terms:
             term.stop()
+        jobs = " ".join(filter(None, (term.job_id for term in self.terms)))
         began = time.monotonic()
         patience_s = self.settings.drain_s + self.request.stop_grace_s + _STOP_MARGIN_S + self.settings.check_s
         asked: set[int] = set()
@@ -147,19 +157,18 @@ class Keeper:
             self._held.check()
             for term in self.terms:
                 term.look()
-                late = time.monotonic() - began > patience_s
-                if term.end is None and term.number not in asked and term.job_id and (term.queued or late):
+                at_once = term.idle or time.monotonic() - began > patience_s
+                if term.end is None and term.number not in asked and term.job_id and at_once:
                     asked.add(term.number)
                     term.cancel()
             for term in [term for term in self.terms if term.end]:
                 self.files.settle(term.number)
                 self.terms.remove(term)
-                at = term.report.answered if term.report and term.report.ready_at else time.time()
-                self.service = self.service.with_event(Event(at, term.job_id, kind, cause))
                 logger.info("t%d has ended", term.number)
             time.sleep(min(self.settings.poll_s, 1.0))
         for term in self.terms:
             logger.error("t%d, job %s, does not end; look at it yourself", term.number, term.job_id or "not known")
+        self.service = self.service.with_event(Event(time.time(), jobs, kind, cause))
         self.service = replace(self.service, state="ended", instances=(), endpoint=None)
         self.publish()
 
@@ -262,9 +271,12 @@ class Keeper:
                 self._start()
             return
         current = next((term for term in wanted if term.number == self._current), None)
-        if len(wanted) > 1 or current is None or current.report is None or current.report.ends is None:
+        # Where jobs run beside the keeper, a second server would take what the first one has.
+        if self.request.term_s is None or len(wanted) > 1 or current is None or current.report is None:
             return
         ends, now = current.report.ends, time.time()
+        if ends is None:
+            return
         lead_s = lead_of(self._start_s, self.settings.margin_s, self.request.term_s)
         over = self.service.until is not None and self.service.until <= ends
         if now >= ends - lead_s and not over and time.monotonic() >= self._start_after:

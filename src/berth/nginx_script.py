@@ -44,6 +44,11 @@ start() {
   nginx -q -t
   nginx "$@"
   mv "$RUN/following" "$RUN/followed"
+  # It writes its number after it has gone into the background.
+  for _ in {1..100}; do
+    ! running || return 0
+    sleep 0.1
+  done
 }
 
 reload() { start -s reload; }

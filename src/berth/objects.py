@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
 
-from berth.s3errors import error_code
+from berth.s3errors import MISSING, error_code
 from berth.uploads import SHA256
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _ASK_AT_ONCE = 16
-_MISSING = frozenset({"NoSuchKey", "404"})
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def read_object(client: Any, bucket: str, key: str) -> bytes | None:
     try:
         body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     except botocore.exceptions.ClientError as error:
-        if error_code(error) in _MISSING:
+        if error_code(error) in MISSING:
             return None
         raise
     return body

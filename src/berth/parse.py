@@ -78,6 +78,7 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         until=raw.get("until", ""),
         share=tuple(raw.get("share", ())),
         dry_run=_true(raw, "dry_run"),
+        delete_extra=_true(raw, "delete_extra"),
         model=raw.get("model", ""),
         point=raw.get("point", ""),
         quick=_true(raw, "quick"),
@@ -101,6 +102,11 @@ def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
     if isinstance(given.get("until"), date):
         given["until"] = given["until"].isoformat()
     return given
+
+
+def _store(value: dict[str, Any]) -> Store:
+    patterns = {key: tuple(value.get(key, ())) for key in ("include", "exclude")}
+    return Store(**{**value, **patterns})
 
 
 def _true(raw: dict[str, Any], key: str) -> bool:
@@ -163,7 +169,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         scratch_dir=_own(value["paths"]["scratch"]),
         node_models_dir=_own(value["paths"].get("node_models", "")),
         node_models=_node_models(value, file),
-        store=Store(**value["store"]),
+        store=_store(value["store"]),
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},

@@ -23,7 +23,7 @@ from berth.sockets import free_port
 
 if TYPE_CHECKING:
     from berth.config import Deployment, Model, Platform
-    from berth.plan import Plan, Run
+    from berth.plan import Plan
 
 _CONNECT_S = 10.0
 _HUB = "https://huggingface.co"
@@ -41,7 +41,9 @@ def preflight(plan: Plan) -> None:
         return
     platform = plan.config.platforms[plan.config.platform]
     if platform.kubernetes:
-        _check_kubernetes(plan, runs, platform)
+        for run in runs:
+            require_releasable(plan.rendering(run))
+        _check_kubernetes(platform)
     if platform.network:
         check_certificates(platform.network.ca_bundle, f"config/platforms/{platform.name}.yaml")
     results = plan.root / plan.config.results
@@ -51,6 +53,26 @@ def preflight(plan: Plan) -> None:
     for run in runs:
         _check_image(run.definition.image, run.deployment, platform, results)
     if plan.takes_machine:
+        free_port(platform.host, *platform.ports, key=f"config/platforms/{platform.name}.yaml: server.ports")
+
+
+def preflight_served(plan: Plan, deployment: Deployment) -> None:
+    """Return when nothing that a deployment needs to be kept up is known to be absent.
+
+    Raises:
+        BerthError: as preflight().
+    """
+    platform = plan.config.platforms[deployment.platform]
+    results = plan.root / plan.config.results
+    if platform.kubernetes:
+        _check_kubernetes(platform)
+    if platform.network:
+        check_certificates(platform.network.ca_bundle, f"config/platforms/{platform.name}.yaml")
+    if not (results / "staged" / platform.name / f"{deployment.model}.json").exists():
+        _check_model(plan.config.models[deployment.model], platform, results)
+    image = plan.image(deployment.platform, deployment.recipe, deployment.version)
+    _check_image(image, deployment, platform, results)
+    if platform.scheduler == "local":
         free_port(platform.host, *platform.ports, key=f"config/platforms/{platform.name}.yaml: server.ports")
 
 
@@ -91,11 +113,9 @@ def _check_image(image: dict[str, Any], deployment: Deployment, platform: Platfo
         _check_answers(f"https://{platform.registry.host}", f"{where}: registry.host", remedy)
 
 
-def _check_kubernetes(plan: Plan, runs: list[Run], platform: Platform) -> None:
+def _check_kubernetes(platform: Platform) -> None:
     settings = platform.kubernetes
     assert settings is not None
-    for run in runs:
-        require_releasable(plan.rendering(run))
     where = f"config/platforms/{platform.name}.yaml: modules"
     environ = with_modules(platform.modules, os.environ, where=where)
     for found in kubernetes_checks(settings, (), environ):

@@ -199,6 +199,20 @@ class Rendering:
         return path if path.is_absolute() else self.root / path
 
 
+def rendering_of(config: Config, deployment: Deployment, root: Path, python: tuple[int, int]) -> Rendering:
+    """A deployment that nothing measures, as it would run; see renderings()."""
+    return Rendering(
+        deployment=deployment,
+        platform=config.platforms[deployment.platform],
+        model=config.models[deployment.model],
+        recipe=load_recipe(root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml"),
+        uses=(),
+        root=root,
+        results=root / config.results,
+        python=python,
+    )
+
+
 def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str, Rendering]:
     """The deployments of the platform at hand that the selected experiments use, by name. Nothing is read but recipes.
 
@@ -228,15 +242,6 @@ def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str,
                 "command. Choose one with select, or give each its own deployment."
             )
     return {
-        name: Rendering(
-            deployment=config.deployments[name],
-            platform=platform,
-            model=config.models[config.deployments[name].model],
-            recipe=load_recipe(root / config.config_dir / "recipes" / f"{config.deployments[name].recipe}.yaml"),
-            uses=tuple(found),
-            root=root,
-            results=root / config.results,
-            python=python,
-        )
+        name: replace(rendering_of(config, config.deployments[name], root, python), uses=tuple(found))
         for name, found in uses.items()
     }

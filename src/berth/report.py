@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth import __version__
 from berth.draw import tidy
 from berth.fsio import sha256_file, write_text
+from berth.report_belief import CONFIDENCE, agreements, spread, verdicts
 from berth.report_data import Asked, for_page, kinds_for_page, shown
 from berth.report_page import page
 from berth.report_provenance import read_provenance, write_provenance
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# By so much the clock of a file server may be ahead of ours.
+_CLOCKS_S = 5.0
+
 
 def report(
     *,
@@ -31,9 +36,12 @@ def report(
     published_dir: str,
     experiments: Sequence[Mapping[str, Any]],
     profiles: Mapping[str, str],
+    comparisons: Sequence[str],
     output: str,
 ) -> None:
     """Write the page. `experiments` are fields of `report_data.Asked`; `profiles` are profiles by platform.
+
+    `comparisons` are files that `snakemake compare` wrote.
 
     The same files give the same bytes.
 
@@ -48,6 +56,7 @@ def report(
         "comparison": [row for each in each_shown for row in comparison(each)],
         "doubts": found,
         "runs": [row for each in each_shown for row in runs(each, origin)],
+        "spread": [row for each in each_shown for row in spread(each)],
     }
     context = {
         "version": __version__,
@@ -61,6 +70,9 @@ def report(
         "findings": findings(found),
         "compared": bool(tables["comparison"]),
         "ran": bool(tables["runs"]),
+        "agreements": agreements(tables["spread"]),
+        "confidence": f"{CONFIDENCE:.0%}",
+        "verdicts": verdicts(map(Path, comparisons)),
     }
     data = {
         "kinds": kinds_for_page(),
@@ -101,8 +113,17 @@ def profiles_of(plan: Plan) -> dict[str, str]:
     return {name: profile for name, profile in sorted(named.items()) if (plan.root / profile).is_dir()}
 
 
-def what_there_is(plan: Plan) -> dict[str, Any]:
-    """What `report_what_there_is` is told, as plain values, so that Snakemake can hand them to its job."""
+def comparisons_of(plan: Plan) -> list[str]:
+    """The outcomes of comparisons that were run."""
+    found = (plan.root / plan.config.results / "compare").glob("*/*/comparison.json")
+    return sorted(path.relative_to(plan.root).as_posix() for path in found)
+
+
+def what_there_is(plan: Plan, looked_s: float) -> dict[str, Any]:
+    """What `report_what_there_is` is told, as plain values, so that Snakemake can hand them to its job.
+
+    `looked_s` is a time before the plan looked at what exists, in seconds since 1970.
+    """
     config, results = plan.config, plan.config.results
     return {
         "results": results,
@@ -114,6 +135,8 @@ def what_there_is(plan: Plan) -> dict[str, Any]:
         "published_dir": config.published_dir,
         "experiments": asked_of(plan, missing=True),
         "profiles": profiles_of(plan),
+        "comparisons": comparisons_of(plan),
+        "looked_s": looked_s,
     }
 
 
@@ -128,8 +151,13 @@ def report_what_there_is(
     published_dir: str,
     experiments: Sequence[Mapping[str, Any]],
     profiles: Mapping[str, str],
+    comparisons: Sequence[str],
+    looked_s: float,
 ) -> None:
     """Table, provenance and page of what was measured and what failed, at any time; measures nothing.
+
+    Another Snakemake may accept points meanwhile. So the files get the time of the look: where a point is newer, they
+    are out of date for the workflow, and made again.
 
     Raises:
         BerthError: as `report` does, or a record cannot be read.
@@ -152,5 +180,8 @@ def report_what_there_is(
         published_dir=published_dir,
         experiments=experiments,
         profiles=profiles,
+        comparisons=comparisons,
         output=str(folder / "report" / "index.html"),
     )
+    for path in (table, table.with_suffix(".csv"), origin, folder / "report" / "index.html"):
+        os.utime(path, (looked_s - _CLOCKS_S, looked_s - _CLOCKS_S))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,12 +13,14 @@ import numpy as np
 import pandas as pd
 
 from berth._curves import Curve, curves
-from berth.errors import BerthError
+from berth.imported import NOT_CHECKED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from berth.report_data import Shown
+
+logger = logging.getLogger(__name__)
 
 VALIDITY_PAGE = Path(__file__).resolve().parents[2] / "docs" / "validity.md"
 THROUGHPUT = "output_throughput_tok_s"
@@ -154,8 +157,13 @@ class Meaning:
     remedy: str
 
 
-# What a record's failure may be, where the gate had nothing to judge.
-FAILURES = {
+# What a record's failure may be, where the gate had nothing to judge, and what came from elsewhere.
+OTHERS = {
+    NOT_CHECKED: Meaning(
+        "another tool measured the point, and its file was imported",
+        "The numbers are that tool's. Berth's gate could look only at what the file tells.",
+        "docs/import.md says what was checked; measure the point with Berth where that matters.",
+    ),
     "crash": Meaning(
         "the server died during the point, or never became ready",
         "There is no number for it.",
@@ -178,16 +186,16 @@ FAILURES = {
 def meanings(page: Path = VALIDITY_PAGE) -> dict[str, Meaning]:
     """What docs/validity.md says about each reason code, as plain text.
 
-    Raises:
-        BerthError: the page cannot be read.
+    A copy of the workflow may come without its documents: a report without these words is better than none.
     """
     try:
         text = page.read_text()
     except OSError as error:
-        raise BerthError(f"{page}: the meaning of reason codes cannot be read: {error.strerror}.") from None
+        logger.warning("%s: the report does not explain reason codes: %s.", page, error.strerror)
+        text = ""
     when = dict(re.findall(r"^\| `(\w+)` \| \w+ \| (.+?) \|", text, flags=re.MULTILINE))
     parts = re.split(r"^### (\w+)\n", text, flags=re.MULTILINE)
-    found = dict(FAILURES)
+    found = dict(OTHERS)
     for code, section in zip(parts[1::2], parts[2::2], strict=True):
         body = re.split(r"^#", section, maxsplit=1, flags=re.MULTILINE)[0]
         why, _, remedy = _plain(body).partition(" Do: ")

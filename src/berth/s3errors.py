@@ -20,6 +20,9 @@ _PASSING = (
     botocore.exceptions.FlexibleChecksumError,
 )
 
+MISSING = frozenset({"NoSuchKey", "404"})
+NOT_THERE = MISSING | {"NoSuchBucket"}
+
 CHANGE_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) to a key pair of this store."
 
 # Error code of S3 -> what it means and what to do. Codes: AWS "List of error codes", and what MinIO, Ceph and

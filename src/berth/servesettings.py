@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from berth._schema import nearest
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
+from berth.kubeserve import request_of
 from berth.plan import platform_settings
 from berth.recipes import load_recipe
+from berth.rendering import rendering_of
 from berth.resources import sweep_resources
 from berth.spec import decide_for, image_of
 from berth.until import parse_until
@@ -35,9 +38,9 @@ _EXPERIMENT = "_serve"
 class ServeRequest:
     """Everything that keeping one deployment up takes, as plain values.
 
-    `staged` are the receipts that are made first, `targets` what is asked of Snakemake for term N (with {number}),
-    `argv` the command line of the Snakemake that was called. `until` is in seconds since the epoch. `server` has what
-    is needed to take the deployment for the same one: model, image and settings.
+    `staged` are the receipts that are made first, `target` what is asked of Snakemake for a term (with {number}),
+    `argv` the command line of the Snakemake that was called. `until` is in seconds since the epoch. `kubernetes` has
+    the fields of kubeserve.ServeRequest where the cluster keeps the server up, else nothing.
     """
 
     deployment: str
@@ -55,6 +58,7 @@ class ServeRequest:
     start_s: float
     stop_grace_s: float
     lease_stale_s: float
+    kubernetes: dict[str, Any]
 
 
 def served_deployment(config: Config) -> Deployment:
@@ -90,6 +94,11 @@ def serve_request(config: Config, root: Path, argv: list[str], *, local: bool) -
     recipe = _recipe(config, deployment, root)
     _check(config, deployment, recipe, root)
     name, results = deployment.name, config.results
+    until = parse_until(config.until, time.time())
+    on_kubernetes: dict[str, Any] = {}
+    if platform.kubernetes:
+        rendering = rendering_of(config, deployment, root, sys.version_info[:2])
+        on_kubernetes = request_of(rendering, config.sweep.stall_s, until)
     receipts = _receipts(config, deployment)
     return ServeRequest(
         deployment=name,
@@ -102,11 +111,12 @@ def serve_request(config: Config, root: Path, argv: list[str], *, local: bool) -
         staged=list(receipts.values()),
         target=f"{results}/services/{platform.name}/{name}/t{{number}}.done",
         settings=asdict(config.services),
-        until=parse_until(config.until, time.time()),
+        until=until,
         term_s=term_minutes(config, deployment) * 60.0 if platform.queue and not local else None,
         start_s=JOB_START_S + start_s(config.models[deployment.model].weights_bytes),
         stop_grace_s=config.sweep.stop_grace_s,
         lease_stale_s=config.sweep.lease_stale_s,
+        kubernetes=on_kubernetes,
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from berth import services
+from berth import kubeserve, services
+from berth.access import refresh
 from berth.errors import BerthError
 from berth.filelocks import exclusive
 from berth.fsio import write_text
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _HEARTBEATS_PER_STALE = 6
+# At least so many seconds between two questions to a cluster of Kubernetes.
+_ASK_CLUSTER_S = 15.0
 _ENDED = {
     "unserve": "It was taken down by unserve.",
     "until": "The time until which it was to be kept up has come.",
@@ -46,6 +50,9 @@ def serve(request: ServeRequest) -> None:
         BerthError: another keeper has it, there is no key, staging failed, or it failed too often.
         Terminated: as above.
     """
+    if request.kubernetes:
+        _serve_on_kubernetes(request)
+        return
     variable = request.key_variable
     key_file = services.key_file(request.platform, request.deployment, variable) if variable else None
     with terminate_as_exception(), _lease(request, _refuse_if_alive(request)) as held:
@@ -94,6 +101,11 @@ def unserve(request: ServeRequest) -> None:
 
     write_text(files.unserve, "")
     with terminate_as_exception(), _lease(request, wait) as held:
+        if request.kubernetes:
+            kubeserve.unserve(kubeserve.ServeRequest(**request.kubernetes))
+            refresh(results, request.platform, request.deployment)
+            files.unserve.unlink(missing_ok=True)
+            return
         keeper = Keeper(request, held, str(key_file))
         keeper.adopt()
         before = services.read(results, request.platform, request.deployment)
@@ -101,6 +113,37 @@ def unserve(request: ServeRequest) -> None:
             keeper.take_down("unserve", _ENDED["unserve"])
         files.unserve.unlink(missing_ok=True)
     logger.info("%s is down", request.deployment)
+
+
+def _serve_on_kubernetes(request: ServeRequest) -> None:
+    """Put a deployment on the cluster, which keeps it up, and note what happens to it as long as this process lives."""
+    results = Path(request.results)
+    files = TermFiles.of(results, request.platform, request.deployment)
+    placed = kubeserve.ServeRequest(**request.kubernetes)
+    with terminate_as_exception(), _lease(request, _refuse_if_alive(request)) as held:
+        files.unserve.unlink(missing_ok=True)
+        _stage(request, results / "logs/serve" / request.platform / request.deployment / "staging.snakemake.log")
+        seen = kubeserve.serve(placed)
+        refresh(results, request.platform, request.deployment)
+        while not files.unserve.exists():
+            if request.until is not None and time.time() >= request.until:
+                logger.info("%s", _ENDED["until"])
+                kubeserve.unserve(placed)
+                refresh(results, request.platform, request.deployment)
+                return
+            time.sleep(max(request.settings["poll_s"], _ASK_CLUSTER_S))
+            held.check()
+            try:
+                found = kubeserve.look(placed)
+            except BerthError as error:
+                # A cluster that does not answer for a while goes on serving all the same.
+                logger.warning("%s", error)
+                continue
+            for event in found.history[len(seen.history) :]:
+                logger.warning("%s: %s: %s", event.job_id, event.kind, event.cause)
+            if found != seen:
+                refresh(results, request.platform, request.deployment)
+            seen = found
 
 
 def _lease(request: ServeRequest, on_wait: Callable[[Holder], None]) -> contextlib.AbstractContextManager[Lease]:

@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.container_image import stage_container
+from berth.errors import BerthError
 from berth.image import default_cache_dir, stage_environment
 from berth.image_request import ImageRequest
 from berth.kubestage import note_image, note_model
@@ -17,13 +19,16 @@ from berth.mirror import mirror_image
 from berth.modules import with_modules
 from berth.pins import LOCKS
 from berth.s3 import Store
+from berth.s3errors import NOT_THERE, error_code
 from berth.seaweed import embedded_store
 from berth.signals import terminate_as_exception
 from berth.store import push_model, stage_model
+from berth.storeplan import told_plan
 from berth.treecopy import stage_unpacked
+from berth.tuning import tuning_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -57,15 +62,25 @@ def model_prefix(store: dict[str, Any], repo: str) -> str:
     return "/".join(part for part in (store["prefix"].strip("/"), repo) if part)
 
 
-def push(*, store: dict[str, Any], repo: str, model_dir: str, manifest: str, receipt: str, data_dir: str) -> None:
+def push(
+    *,
+    store: dict[str, Any],
+    repo: str,
+    model_dir: str,
+    manifest: str,
+    receipt: str,
+    data_dir: str,
+) -> None:
     """Upload a model; `store` has the fields of config.Store, `data_dir` holds an embedded store's data."""
-    with _endpoint(store, data_dir) as endpoint:
+    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
         push_model(
             model_dir=Path(model_dir),
             manifest_path=Path(manifest),
             bucket=store["bucket"],
             prefix=model_prefix(store, repo),
             receipt_path=Path(receipt),
+            tuning=tuning_of(store),
+            delete_extra=store.get("delete_extra", False),
             **endpoint,
         )
 
@@ -98,14 +113,57 @@ def stage(
     if unpacked["action"] == "unpack":
         stage_unpacked(unpacked, dest=Path(models_dir).expanduser() / repo, receipt_path=Path(receipt))
         return
-    with _endpoint(store, data_dir) as endpoint:
+    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
         stage_model(
-            bucket=store["bucket"],
-            prefix=model_prefix(store, repo),
             dest=Path(models_dir).expanduser() / repo,
             receipt_path=Path(receipt),
+            **_staging(store, repo),
             **endpoint,
         )
+
+
+def would_move(*, store: dict[str, Any], models: list[dict[str, str]], models_dir: str, data_dir: str) -> None:
+    """Print what push and stage would move of each model: {repo, model_dir, manifest}."""
+    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
+        for model in models:
+            repo, manifest = model["repo"], Path(model["manifest"])
+            dest = Path(models_dir).expanduser() / repo
+            pushed = "the model has to be acquired first (rule download_model)"
+            if manifest.exists():
+                push_now = partial(
+                    push_model,
+                    model_dir=Path(model["model_dir"]),
+                    manifest_path=manifest,
+                    bucket=store["bucket"],
+                    prefix=model_prefix(store, repo),
+                    delete_extra=store.get("delete_extra", False),
+                )
+                pushed = _would(push_now, endpoint, "everything: there is no such bucket yet")
+            stage_now = partial(stage_model, dest=dest, **_staging(store, repo))
+            staged = _would(stage_now, endpoint, "the model has to be pushed first")
+            print(f"{repo}\n  push_model:  {pushed}\n  stage_model: {staged}")
+
+
+def _would(step: Callable[..., dict[str, Any]], endpoint: dict[str, Any], nothing_there: str) -> str:
+    """What a step would move, for people; `nothing_there` where the store does not have what it needs."""
+    try:
+        return told_plan(step(receipt_path=Path(), dry_run=True, **endpoint))
+    except BerthError as error:
+        if error_code(error) in NOT_THERE:
+            return nothing_there
+        raise
+
+
+def _staging(store: dict[str, Any], repo: str) -> dict[str, Any]:
+    """What stage_model is told of a store, besides how it is reached."""
+    return {
+        "bucket": store["bucket"],
+        "prefix": model_prefix(store, repo),
+        "unsigned": store.get("unsigned", False),
+        "tuning": tuning_of(store),
+        "include": store.get("include", ()),
+        "exclude": store.get("exclude", ()),
+    }
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def is_staged(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, verify_c
     return False
 
 
-def resume(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, durable: bool) -> Path:
+def resume(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, durable: bool = True) -> Path:
     """The partial directory, with no file in it that is not whole and verified, but for those that are on their way.
 
     What `dest` has already, under whatever name, is linked and not fetched. `durable` says that the files to come will

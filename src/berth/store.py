@@ -29,7 +29,7 @@ from berth.manifest import Manifest, manifest_json, parse_manifest, read_manifes
 from berth.moving import Moving, Progress
 from berth.pushing import Push
 from berth.retries import Retries
-from berth.s3errors import error_code
+from berth.s3errors import MISSING, error_code
 from berth.storeplan import counted, plan_push, select, told
 from berth.tuning import Tuning
 
@@ -318,7 +318,7 @@ def _pushed_manifest(store: s3.Store, prefix: str) -> tuple[bytes, s3.ChecksumMo
     try:
         return s3.read_object(store, manifest_key(prefix))
     except BerthError as error:
-        if error_code(error) in {"NoSuchKey", "404"}:
+        if error_code(error) in MISSING:
             raise BerthError(
                 f"{store}: there is no {manifest_key(prefix)}, so {prefix} was not pushed, or not to the end. "
                 "Push it (rule push_model); what is there already is not sent again."

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from berth.manifest import FileEntry
     from berth.objects import StoredObject
 
+_NAMED = 20
+
 
 @dataclass(frozen=True)
 class PushPlan:
@@ -94,3 +96,13 @@ def counted(sizes: Sequence[int]) -> dict[str, int]:
 def told(counts: Mapping[str, Any]) -> str:
     """Objects and bytes for people."""
     return f"{counts['objects']} files ({human_bytes(counts['bytes'])})"
+
+
+def told_plan(plan: Mapping[str, Any]) -> str:
+    """What a dry run found, for people."""
+    words = {"moved": "to move", "copied": "that the store copies itself", "skipped": "there already"}
+    words["extra"] = "in the store that are not in the manifest"
+    parts = [f"{told(plan[name])} {text}" for name, text in words.items() if plan.get(name, {}).get("objects")]
+    files = "".join(f"\n    {path}" for path in plan["files"][:_NAMED])
+    more = len(plan["files"]) - _NAMED
+    return (", ".join(parts) or "nothing to move") + files + (f"\n    and {more} more" if more > 0 else "")

@@ -144,7 +144,10 @@ class _Term:
         """End what killed jobs of this deployment left on this node."""
         here = Identity.current()
         for number in self.files.reported():
-            old = self.files.report(number)
+            old = None
+            # One that cannot be read must not keep this one from starting.
+            with contextlib.suppress(BerthError):
+                old = self.files.report(number)
             if number == self.request.number or old is None or old.cleaned or old.state == "ended":
                 continue
             if here.same_kernel(old.process) and here.knows_dead(old.process):

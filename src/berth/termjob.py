@@ -156,9 +156,9 @@ class TermJob:
                 os.kill(process.pid, signal.SIGTERM)
 
     @property
-    def queued(self) -> bool:
-        """Whether its job has not begun, as far as is known."""
-        return self.report is None
+    def idle(self) -> bool:
+        """Whether it waits in the queue or loads, so that no request can be in flight."""
+        return self.report is None or self.report.state == "starting"
 
     def _silent(self) -> float:
         return time.monotonic() - self._moved

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from berth.engine import EngineName
 
 MIB = 1024 * 1024
@@ -21,7 +23,7 @@ def default_connections() -> int:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Memory: some hundred kilobytes for each connection besides the program, whatever the size of files and parts.
+    """Memory: about 2 MiB for each connection besides the program, whatever the size of files and parts.
 
     Args:
         part_bytes: of a request; files with more than 9,000 such parts get larger ones, because S3 takes 10,000.
@@ -38,3 +40,13 @@ class Tuning:
     engine: EngineName = "auto"
     durable: bool = False
     abandoned_after_s: float = 24 * 3600
+
+
+def tuning_of(store: Mapping[str, Any]) -> Tuning:
+    """What a platform's `store` asks for; `store` has fields of config.Store, those that are not set may lack."""
+    asked: dict[str, Any] = {name: store[name] for name in ("connections", "engine", "durable") if store.get(name)}
+    if store.get("part_mib"):
+        asked["part_bytes"] = store["part_mib"] * MIB
+    if store.get("max_bandwidth_mib_s"):
+        asked["max_bandwidth_bytes_s"] = int(store["max_bandwidth_mib_s"] * MIB)
+    return Tuning(**asked)

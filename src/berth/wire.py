@@ -9,9 +9,9 @@ import contextlib
 import http.client
 import os
 import re
-import select
 import socket
 import ssl
+import struct
 import urllib.request
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,7 @@ class WireSession:
                 connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=self._place.tls)
             self._connection = connection
             connection.connect()
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _wait_in_the_kernel(connection.sock)
         return self._connection
 
     def _send(self, connection: http.client.HTTPConnection, body: Body) -> None:
@@ -198,17 +198,20 @@ class WireSession:
             raise botocore.exceptions.HTTPClientError(error=f"{type(error).__name__}: {error}") from error
 
 
+def _wait_in_the_kernel(connection: socket.socket) -> None:
+    """Let the kernel keep the timeouts: Python's own cost a poll before each call. A call that waited long fails."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    limit = struct.pack("ll", int(_TIMEOUT_S), 0)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    connection.settimeout(None)
+
+
 def _sendfile(connection: socket.socket, fd: int, offset: int, size_bytes: int) -> None:
-    """Send from a file without a copy through this process; waits as long as the socket's timeout."""
+    """Send from a file without a copy through this process."""
     end = offset + size_bytes
     while offset < end:
-        try:
-            sent = os.sendfile(connection.fileno(), fd, offset, end - offset)
-        except BlockingIOError:
-            _, ready, _ = select.select([], [connection], [], connection.gettimeout())
-            if not ready:
-                raise TimeoutError("the store takes no more bytes") from None
-            continue
+        sent = os.sendfile(connection.fileno(), fd, offset, end - offset)
         if not sent:
             raise OSError("the file became shorter while it was sent")
         offset += sent

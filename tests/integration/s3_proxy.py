@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterator
 
 _DROPPED = {"transfer-encoding", "connection", "content-length"}
@@ -60,9 +61,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def pass_on(self) -> None:
         faults = self.faults
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "transfer-encoding"}
         with faults.lock:
-            exchange = Exchange(len(faults.seen) + 1, self.command, self.path, dict(self.headers), body)
+            exchange = Exchange(len(faults.seen) + 1, self.command, self.path, headers, body)
             faults.seen.append(exchange)
         faults.before(exchange)
         if not exchange.status:
@@ -73,6 +75,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.give(exchange)
         finally:
             exchange.answer = b""
+
+    def body(self) -> bytes:
+        """Of the request; over TLS boto3 sends it in chunks."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
 
     def ask(self, exchange: Exchange) -> None:
         connection = http.client.HTTPConnection(self.faults.upstream, timeout=30)
@@ -131,15 +144,18 @@ def proxy(
     endpoint_url: str,
     before: Callable[[Exchange], None] = lambda _: None,
     after: Callable[[Exchange], None] = lambda _: None,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[tuple[str, Faults]]:
-    """A proxy before `endpoint_url`; its own address, and what it saw."""
+    """A proxy before `endpoint_url`; its own address, and what it saw. With `tls` it speaks HTTPS."""
     faults = Faults(endpoint_url.removeprefix("http://"), before, after)
     handler = type("Handler", (_Handler,), {"faults": faults})
     with _Server(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", faults
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", faults
         finally:
             server.shutdown()
             thread.join()

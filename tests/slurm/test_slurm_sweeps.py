@@ -26,6 +26,8 @@ from slurm_cluster import (
     wait_until,
 )
 
+from berth.watch_state import RunSeen, Watched
+
 pytestmark = [pytest.mark.slurm, pytest.mark.workflow]
 
 LEVELS = [1, 2, 4]
@@ -45,6 +47,7 @@ class Storm:
     points: dict[int, list[int]] = field(default_factory=dict)
     spooled: dict[int, list[int]] = field(default_factory=dict)
     servers_left: list[list[str]] = field(default_factory=list)
+    watched: list[RunSeen] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,7 @@ def storm(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Storm:
         wait_until(lambda: in_second_point(workspace, held), "three second points")
         # At the same time, each on a node of its own.
         assert len({slurm.node_of(happened.jobs[run]) for run in held}) == len(held)
+        happened.watched = Watched(workspace.path / "results").look()
         slurm.shorten(happened.jobs[OUT_OF_TIME])
         slurm("scancel", happened.jobs[CANCELLED])
         node = slurm.node_of(happened.jobs[NODE_DIED])
@@ -90,6 +94,15 @@ def test_job_asks_for_nodes_gpus_and_time(storm: Storm) -> None:
         # 45 s of warning that may come 60 s early.
         assert "TimeLimit=00:16:00" in shown
         assert re.search(r"OverSubscribe=NO|Exclusive=NODE", shown)
+
+
+def test_live_view_shows_what_each_job_measures(storm: Storm) -> None:
+    """While jobs run, `berth.watch` tells which point each measures, which are done, and the job that does it."""
+    seen = {each.run.run: each for each in storm.watched}
+    for run in (CANCELLED, OUT_OF_TIME, NODE_DIED):
+        assert (seen[run].state, seen[run].standing.level, seen[run].waiting) == ("measuring", 2, (4,))
+        assert [point.concurrency for point in seen[run].done] == [1]
+        assert seen[run].holder.job_id == storm.jobs[run]
 
 
 def test_finished_run_is_complete(storm: Storm) -> None:

@@ -15,7 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from berth import config, kubernetes
+from berth import access_settings, config, kubernetes
 from berth.validity import Thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,10 +49,13 @@ DATACLASSES: dict[tuple[str, str], type] = {
     ("platform", "slurm.staging."): config.Staging,
     ("platform", "flux."): config.Flux,
     ("platform", "flux.staging."): config.Staging,
+    ("platform", "access."): access_settings.Access,
+    ("platform", "access.login."): access_settings.Login,
+    ("platform", "access.nginx."): access_settings.Nginx,
     ("platform", "kubernetes."): kubernetes.Kubernetes,
     ("platform", "kubernetes.expose."): kubernetes.Expose,
 }
-NOTHING: tuple[Any, ...] = (None, "", (), [], {})
+NOTHING: tuple[Any, ...] = (None, "", (), [], {}, access_settings.Access())
 
 Row = dict[str, str]
 

@@ -157,6 +157,39 @@ def test_doubts_and_runs_are_tables(page: Path) -> None:
     assert column(comparison, "ratio")[0] == pytest.approx(101.8333 / 103.19, rel=1e-4)
 
 
+def test_spread_over_runs_is_told(page: Path) -> None:
+    """Levels with several valid runs have mean, interval and CV; a level with one has none."""
+    spread = embedded(page)["tables"]["spread"]
+    ours = [row for row, curve in enumerate(column(spread, "curve")) if curve == "Hops"]
+    assert [column(spread, "concurrency")[row] for row in ours] == [1, 2, 4, 8]
+    assert column(spread, "mean, tokens/s")[ours[0]] == pytest.approx(101.8333, rel=1e-5)
+    # Two values that differ by 1: Student's t of one degree of freedom, 12.706, times 1/2.
+    assert column(spread, "interval from")[ours[0]] == pytest.approx(101.8333 - 6.3531, rel=1e-4)
+    assert "Hops</strong> (mine, 2 runs): CV 0.44 % over the curve, at most 0.69 % (at 1)" in page.read_text()
+
+
+def test_comparisons_that_were_run_are_told(tmp_path: Path) -> None:
+    """The outcome of `snakemake compare` is in the page with what is slower than allowed; a damaged one is an error."""
+    point = {"curve": "Hops", "concurrency": 8, "metric": "output_throughput_tok_s", "ratio": 0.81}
+    points = [{**point, "verdict": "slower", "regression": True}, {**point, "verdict": "ok", "regression": False}]
+    outcome = {
+        "schema": 1,
+        "ours": {"name": "mine"},
+        "theirs": {"name": "baseline:may"},
+        "passed": False,
+        "points": points,
+    }
+    (tmp_path / "a-comparison.json").write_text(json.dumps(outcome))
+    text = make_report(tmp_path, [record(1, 1)], published=[]).read_text()
+    assert "mine against baseline:may" in text
+    assert "did not pass" in text
+    assert "Points: 1 ok, 1 slower." in text
+    assert "Hops at 8, output_throughput_tok_s: slower, 0.81 of the reference" in text
+    (tmp_path / "a-comparison.json").write_text('{"schema": 1}')
+    with pytest.raises(BerthError, match=r"a-comparison\.json: no readable comparison"):
+        make_report(tmp_path, [record(1, 1)], published=[])
+
+
 def test_same_input_gives_the_same_bytes(page: Path, tmp_path: Path) -> None:
     """A report made again of the same records in the same place is the same file."""
     before = page.read_bytes()
@@ -217,6 +250,13 @@ def test_every_reason_code_is_explained() -> None:
     for code in (*REFUSING, *FLAGGING):
         assert all((known[code].found_when, known[code].why, known[code].remedy)), code
         assert not re.search(r"[*`]|\]\(", known[code].why), code
+
+
+def test_without_its_documents_a_report_still_explains_failures(tmp_path: Path) -> None:
+    """A copy of the workflow without docs/ has no words for the gate's codes, and those of failures all the same."""
+    known = meanings(tmp_path / "validity.md")
+    assert "warm_cache" not in known
+    assert known["crash"].remedy
 
 
 def test_data_block_holds_no_markup() -> None:

@@ -123,3 +123,15 @@ def test_a_successor_is_started_in_time() -> None:
     """It has the start of the one before it and a margin, but no more than half of a job's time."""
     assert lead_of(600, 300, 86400) == 900
     assert lead_of(3000, 300, 3600) == 1800
+
+
+def test_a_term_on_flux_is_submitted_as_a_sweep_is() -> None:
+    """What profiles/eldorado hands to flux-submit.sh: nodes, GPUs, CPUs, minutes and the options, in its words."""
+    asked = term_resources(config_of("eldorado", deployment="scout-eldorado"))
+    assert asked == {
+        "nodes": 1,
+        "gpus_per_node": 4,
+        "cpus_per_task": 1,
+        "runtime": 1440,
+        "flux_options": "--queue=pbatch --exclusive --signal=SIGUSR1@180s",
+    }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from leaks import SECRETS, Watch, files_with
 from workspace import Workspace, wait_until
 
 from berth import services
@@ -35,7 +36,10 @@ def ready(results: Path, events: int) -> Service | None:
 
 
 def test_a_service_without_scheduler(tmp_path: Path) -> None:
-    """A killed job is replaced and its server ended; the next keeper takes over, and ends it at its date."""
+    """A killed job is replaced and its server ended; the next keeper takes over, and ends it at its date.
+
+    `access` finds the way in, and what leads there follows. No secret gets into a file, an output or an argument.
+    """
     workspace = Workspace.create(tmp_path / "workspace")
     use_standin(workspace, runs=1, levels=[1], platform="local", accelerators=1)
 
@@ -43,10 +47,21 @@ def test_a_service_without_scheduler(tmp_path: Path) -> None:
         config["services"] = SETTINGS
 
     workspace.configure(change)
-    results, keys = workspace.path / "results", {"BERTH_KEYS": str(tmp_path / "keys")}
+    results, keys = workspace.path / "results", SECRETS | {"BERTH_KEYS": str(tmp_path / "keys")}
+    watch = Watch(workspace.path, SECRETS.values())
     files = TermFiles.of(results, "local", NAME)
     # Whatever ends its job, the server of the first one stays.
     (workspace.path / "standin/bin/stubborn-run2").touch()
+    with watch:
+        told = serve_and_lose(workspace, results, files, keys)
+    assert (tmp_path / "keys/local" / NAME).read_text().strip() == SECRETS["VLLM_API_KEY"]
+    assert watch.shown == set()
+    assert not [value for value in SECRETS.values() if value in told]
+    assert files_with(workspace.path, SECRETS.values()) == []
+
+
+def serve_and_lose(workspace: Workspace, results: Path, files: TermFiles, keys: dict[str, str]) -> str:
+    """Serve, lose the job and the keeper, serve again and end; what the commands printed."""
     serving = workspace.start("serve", "--config", f"deployment={NAME}", **keys)
     try:
         first = wait_until(lambda: ready(results, 0), "ready")
@@ -59,11 +74,17 @@ def test_a_service_without_scheduler(tmp_path: Path) -> None:
             for process in workspace.processes()
             if f"--port={first.endpoint.port}" in process.cmdline() and "serve" in process.cmdline()
         )
+        shown = workspace.run("access", "--config", f"deployment={NAME}", **keys)
+        assert f"ok    direct http://127.0.0.1:{first.endpoint.port}/v1 ({NAME}): one token in" in shown
+        assert "WARN  NGINX http://127.0.0.1:19443/v1" in shown
+        upstream = results / "access/local" / NAME / "upstream.conf"
+        assert f"server 127.0.0.1:{first.endpoint.port} " in upstream.read_text()
         psutil.Process(report.process.pid).kill()
         second = wait_until(lambda: ready(results, 1), "ready again")
         assert second.history[0].kind == "killed"
         assert second.history[0].outage_s is not None
         assert second.endpoint != first.endpoint
+        wait_until(lambda: f"server 127.0.0.1:{second.endpoint.port} " in upstream.read_text(), "the upstream follows")
         assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
         # As a terminal that is closed does, to Snakemake and the keeper.
@@ -77,7 +98,9 @@ def test_a_service_without_scheduler(tmp_path: Path) -> None:
         after = services.read(results, "local", NAME)
         assert after
         assert (after.state, after.history[-1].kind, after.instances) == ("ended", "until", ())
+        assert "127.0.0.1:9 down" in upstream.read_text()
         assert not [process for process in workspace.processes() if "serve" in process.cmdline()]
+        return shown + told + (workspace.path / "run.log").read_text()
     finally:
         for process in workspace.processes():
             process.kill()

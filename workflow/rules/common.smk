@@ -5,6 +5,7 @@
 
 import os
 import sys
+import time
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from berth.resources import staging_resources, sweep_names
 from berth.slurm import check_status_command
 from berth.submission import OPTIONS, require_taken
 
+# Before the plan looks at what exists.
+LOOKED_S = time.time()
 try:
     BERTH = load_config(config, Path.cwd())
     PLAN = make_plan(BERTH, Path.cwd())
@@ -102,11 +105,18 @@ def profiles_of_report():
     return profiles_of(PLAN)
 
 
+def comparisons_of_report():
+    """The outcomes of comparisons that were run."""
+    from berth.report import comparisons_of
+
+    return comparisons_of(PLAN)
+
+
 def what_can_be_reported():
     """What the report shows of an unfinished workflow, as plain values."""
     from berth.report import what_there_is
 
-    return what_there_is(PLAN)
+    return what_there_is(PLAN, LOOKED_S)
 
 
 def resources_of_staging():
@@ -222,6 +232,14 @@ def mirrored_image(w):
 
 def check_before_start():
     """Stop the workflow before its first job when something that it needs is known to be missing."""
+    if "serve" in {job.rule.name for job in workflow.dag.jobs}:
+        from berth.preflight import preflight_served
+        from berth.servesettings import served_deployment
+
+        try:
+            preflight_served(PLAN, served_deployment(BERTH))
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
     if not ASKED:
         return
     from berth.preflight import preflight
@@ -247,9 +265,10 @@ def tell_failures():
 
     # A failure to draw must not hide what it would have shown.
     try:
+        looked_s = time.time()
         plan = make_plan(BERTH, Path.cwd())
         draw_what_there_is(plan)
-        report_what_there_is(**what_there_is(plan))
+        report_what_there_is(**what_there_is(plan, looked_s))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
     print(
@@ -373,6 +392,30 @@ def patient():
         )
     except BerthError as error:
         raise WorkflowError(str(error)) from None
+
+
+def store_of(platform):
+    """What push_model is told of a platform's store."""
+    asked = {"delete_extra": True} if BERTH.delete_extra else {}
+    return BERTH.platforms[platform].store.of_rules | asked
+
+
+def models_to_move():
+    """The models of the platform's deployments, or the one that `--config model=` names: what would_move looks at."""
+    names = {
+        each.model
+        for each in BERTH.deployments.values()
+        if each.platform == BERTH.platform
+    }
+    chosen = {BERTH.model} if BERTH.model else names
+    return [
+        {
+            "repo": BERTH.models[name].repo,
+            "model_dir": f"{RESULTS}/models/{name}/files",
+            "manifest": f"{RESULTS}/models/{name}/manifest.json",
+        }
+        for name in sorted(chosen)
+    ]
 
 
 def exchange_of():

@@ -1,6 +1,7 @@
 # The report: one HTML page of everything that was measured, compared and doubted.
 #
-# Inputs:  results/points/, results/failures/, results/tidy/points.parquet, data/published/
+# Inputs:  results/points/, results/failures/, results/tidy/points.parquet, data/published/,
+#          results/compare/
 # Outputs: results/tidy/provenance.json; results/report/index.html
 
 
@@ -42,6 +43,7 @@ rule report_page:
     params:
         experiments=lambda w: pages_of_report(),
         profiles=lambda w: profiles_of_report(),
+        comparisons=lambda w: comparisons_of_report(),
         published_dir=BERTH.published_dir,
     script:
         "../scripts/report_page.py"

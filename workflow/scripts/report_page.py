@@ -8,5 +8,6 @@ with script(snakemake.log[0]):
         published_dir=snakemake.params.published_dir,
         experiments=snakemake.params.experiments,
         profiles=snakemake.params.profiles,
+        comparisons=snakemake.params.comparisons,
         output=snakemake.output[0],
     )
