@@ -86,7 +86,7 @@ class Site:
             "client_memory_gib": 2,
             "gpu_models": ["NVIDIA-H100-NVL"],
             "run_as_user": 1000,
-            "schedule_s": 30,
+            "schedule_s": 240,
             "keep_model": True,
             **(platform or {}),
         }

@@ -58,7 +58,7 @@ def test_a_kept_model_is_not_downloaded_again(site: Site, restarted: OnCluster) 
 
 def test_what_a_killed_sweep_leaves_is_removed_by_the_next(site: Site) -> None:
     """After SIGKILL the release is still there; the next sweep of the run removes it and measures what is missing."""
-    work = site.workspace("killed", image=site.standin, levels=(1, 2))
+    work = site.workspace("killed", image=site.standin, levels=(1, 2, 4))
     started = work.start("points", **site.environ())
     in_point(work, 2, started)
     for process in work.processes():
@@ -76,7 +76,7 @@ def test_what_a_killed_sweep_leaves_is_removed_by_the_next(site: Site) -> None:
 
 def test_a_sweep_that_is_told_to_end_takes_its_release_with_it(site: Site) -> None:
     """TERM: nothing is left on the cluster, and the finished point is kept."""
-    work = site.workspace("ended", image=site.standin, levels=(1, 2))
+    work = site.workspace("ended", image=site.standin, levels=(1, 2, 4))
     started = work.start("points", **site.environ())
     in_point(work, 2, started)
     for process in (each for each in work.processes() if ".sweep.py" in " ".join(words_of(each))):
