@@ -16,6 +16,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,13 @@ def kill_at_random(action: str, arguments: dict[str, Any], length_s: float, rng:
     return "had ended" if ended else f"killed after {after_s:.2f} s"
 
 
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with contextlib.suppress(OSError), socket.create_connection((weed.HOST, port), 1):
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def restarts(data_dir: Path, count: int) -> Iterator[None]:
     """Kill the store `count` times while the block works, and start it again on its ports two seconds later."""
@@ -99,6 +107,8 @@ def restarts(data_dir: Path, count: int) -> Iterator[None]:
             command = weed.weed_command(program, data_dir, holder["ports"])
             started.append(subprocess.Popen(command, cwd=data_dir, stdout=log, stderr=log))
             print("the store was killed and started again", flush=True)
+            while not answers(holder["ports"]["s3.port"]) and not ended.wait(0.2):
+                pass
 
     thread = threading.Thread(target=restart)
     thread.start()
@@ -110,6 +120,10 @@ def restarts(data_dir: Path, count: int) -> Iterator[None]:
         for process in started:
             process.kill()
             process.wait()
+        for line in (
+            (data_dir / "again.log").read_text(errors="replace").splitlines()[-15:] if sys.exc_info()[0] else ()
+        ):
+            print(line, file=sys.stderr)
 
 
 def main() -> None:

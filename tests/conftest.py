@@ -25,8 +25,13 @@ REAL = (
         "test_air_gap",
         "test_sweep_apptainer::test_the_real_vllm",
         "test_recipe_vllm",
-        "test_access_nginx::test_vllm_behind_it",
+        "test_access_vllm",
         "test_image_build::test_the_image_runs_vllm",
+        # One cluster for all of them, where there is one.
+        "test_cluster_vllm",
+        "test_cluster_serve",
+        "test_cluster_sweep",
+        "test_cluster_failures",
     ),
     (
         "test_only_missing",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
 
-from berth.s3errors import MISSING, error_code
+from berth.s3errors import NOT_THERE, error_code
 from berth.uploads import SHA256
 
 if TYPE_CHECKING:
@@ -68,11 +68,11 @@ def index_bytes(index: Index) -> bytes:
 
 
 def read_object(client: Any, bucket: str, key: str) -> bytes | None:
-    """The bytes of a small object, None if there is none."""
+    """The bytes of a small object, None if there is none, perhaps because there is no bucket."""
     try:
         body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
     except botocore.exceptions.ClientError as error:
-        if error_code(error) in MISSING:
+        if error_code(error) in NOT_THERE:
             return None
         raise
     return body

@@ -99,7 +99,7 @@ class Push:
             progress,
         )
         uploads = [
-            Upload(moving, entry, model_dir / entry.path, key, tuple(begun.pop(key, {})))
+            Upload(moving, entry, model_dir / entry.path, key, tuple(begun.get(key, {})))
             for entry in entries
             for key in [f"{self._prefix}/{entry.path}"]
         ]

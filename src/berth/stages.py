@@ -72,7 +72,7 @@ def push(
     data_dir: str,
 ) -> None:
     """Upload a model; `store` has the fields of config.Store, `data_dir` holds an embedded store's data."""
-    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
+    with _endpoint(store, data_dir) as endpoint:
         push_model(
             model_dir=Path(model_dir),
             manifest_path=Path(manifest),
@@ -123,8 +123,8 @@ def stage(
 
 
 def would_move(*, store: dict[str, Any], models: list[dict[str, str]], models_dir: str, data_dir: str) -> None:
-    """Print what push and stage would move of each model: {repo, model_dir, manifest}."""
-    with terminate_as_exception(), _endpoint(store, data_dir) as endpoint:
+    """Print what push and stage would move of each model: {repo, model_dir, manifest}; `models_dir` is "" for pods."""
+    with _endpoint(store, data_dir) as endpoint:
         for model in models:
             repo, manifest = model["repo"], Path(model["manifest"])
             dest = Path(models_dir).expanduser() / repo
@@ -139,8 +139,10 @@ def would_move(*, store: dict[str, Any], models: list[dict[str, str]], models_di
                     delete_extra=store.get("delete_extra", False),
                 )
                 pushed = _would(push_now, endpoint, "everything: there is no such bucket yet")
-            stage_now = partial(stage_model, dest=dest, **_staging(store, repo))
-            staged = _would(stage_now, endpoint, "the model has to be pushed first")
+            staged = "pods bring it"
+            if models_dir:
+                stage_now = partial(stage_model, dest=dest, **_staging(store, repo))
+                staged = _would(stage_now, endpoint, "the model has to be pushed first")
             print(f"{repo}\n  push_model:  {pushed}\n  stage_model: {staged}")
 
 

@@ -108,9 +108,11 @@ def push_model(
     lock = manifest_path.with_name(f".{manifest_path.name}.{place}.lock")
     with filelocks.exclusive(lock, f"push of {prefix}"):
         first = replace(store, max_attempts=min(max_attempts, _FIRST_ATTEMPTS))
-        require_bucket(first, create=create_bucket and not dry_run)
         with first.client("when_required") as client:
-            index = objects.parse_index(objects.read_object(client, bucket, objects.index_key(prefix)))
+            found = objects.read_object(client, bucket, objects.index_key(prefix))
+        if found is None:
+            require_bucket(first, create=create_bucket and not dry_run)
+        index = objects.parse_index(found)
         mode = s3.environment_mode() or index.checksum_mode
         if mode is None:
             mode = "when_required" if dry_run else s3.probe_write(store, prefix)

@@ -50,6 +50,7 @@ _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 10.0
 # The scheduler is asked for the job's end with one in so many looks at the server's health.
 _CHECKS_PER_LIMIT = 10
+_ROUNDING_S = 5.0
 _EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  # Addresses to compare with.
 # What of the time after the scheduler's warning is left for ending what did not drain, and for the job's own end.
 _END_S = 5.0
@@ -232,8 +233,7 @@ class _Term:
                 server.check()
                 checks += 1
                 if checks % _CHECKS_PER_LIMIT == 0:
-                    # An operator may have changed it.
-                    self.report = replace(self.report, ends=_ends())
+                    self._ask_for_end()
                 answer = ask(server.base_url, health_path, timeout_s=_REQUEST_TIMEOUT_S)
                 now = time.time()
                 if answer.status != 200 and now - self.report.answered > self.settings.unhealthy_s:
@@ -244,6 +244,12 @@ class _Term:
                 if not self._wanted():
                     return
             time.sleep(_POLL_S)
+
+    def _ask_for_end(self) -> None:
+        """Note the job's end anew where an operator has changed it; the scheduler's own rounding is no change."""
+        ends, known = _ends(), self.report.ends
+        if ends is None or known is None or abs(ends - known) > _ROUNDING_S:
+            self.report = replace(self.report, ends=ends)
 
     def _wanted(self) -> bool:
         try:

@@ -1,59 +1,36 @@
-"""The configuration that `access` writes, in a real NGINX: before the real vLLM, and before servers of the tests."""
+"""The configuration that `access` writes, in a real NGINX before servers of the tests."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 import tempfile
 import threading
-import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from access_cases import KEY, MODEL, Site, running
-from test_serve_vllm import environment_python, launch
+from nginx_runs import connect, get, make_certificate, needs_nginx, post, proxied, site, until
 
-from berth.access import access, refresh
+from berth.access import refresh
 from berth.access_probe import probe
 from berth.access_target import target_of
-from berth.errors import BerthError
-from berth.processes import new_token
-from berth.ready import Checks, wait_until_ready
-from berth.serve import serve
 from berth.services import KubernetesPlace
-from berth.sockets import free_port
-from berth.tinymodel import generate_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from berth.access_target import Target
     from berth.checkup import Result
 
-PATH = f"{os.environ['PATH']}:/usr/sbin"
-pytestmark = pytest.mark.skipif(
-    shutil.which("nginx", path=PATH) is None or shutil.which("openssl") is None,
-    reason="needs nginx and openssl: on Debian apt-get install nginx-light openssl (tools/install-test-packages.sh)",
-)
+pytestmark = needs_nginx
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a certificate for localhost that signs itself."""
-    folder = tmp_path_factory.mktemp("certificate")
-    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    argv += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    argv += ["-keyout", "key.pem", "-out", "cert.pem"]
-    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
-    return folder
+    return make_certificate(tmp_path_factory.mktemp("certificate"))
 
 
 @pytest.fixture(autouse=True)
@@ -61,69 +38,6 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No key of the person who runs the tests is read or written."""
     monkeypatch.setenv("BERTH_KEYS", str(tmp_path / "own-keys"))
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-
-
-def site(tmp_path: Path, certificate: Path | None = None, **more: Any) -> Site:
-    """A site whose NGINX listens on a free port of loopback, with TLS where there is a certificate."""
-    nginx = {"name": "localhost", "port": free_port("127.0.0.1", 20000, 29999), "bind": "127.0.0.1"}
-    if certificate:
-        files = {"certificate": "cert.pem", "key": "key.pem", "ca_file": "cert.pem"}
-        nginx |= {name: str(certificate / file) for name, file in files.items()}
-    return Site.create(tmp_path / "site", {"nginx": nginx}, **more)
-
-
-def script(target: Target, word: str) -> None:
-    """Run nginx.sh as a person does."""
-    # Not captured: NGINX keeps what it inherits open.
-    with (target.folder / "nginx.log").open("ab") as log:
-        done = subprocess.run(["bash", str(target.folder / "nginx.sh"), word], stdout=log, stderr=log, check=False)
-    assert done.returncode == 0, (target.folder / "nginx.log").read_text()
-
-
-@contextmanager
-def proxied(target: Target) -> Iterator[int]:
-    """NGINX as nginx.sh starts it, for the block; its port."""
-    script(target, "test")
-    script(target, "start")
-    pid = int((target.run_dir / "nginx.pid").read_text())
-    try:
-        yield int(json.loads((target.folder / "access.json").read_text())["port"])
-    finally:
-        script(target, "stop")
-        until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Wait for what must happen; a test that waits in vain fails by pytest's time limit."""
-    while not condition():
-        time.sleep(0.05)
-
-
-def connect(port: int, certificate: Path | None = None) -> http.client.HTTPConnection:
-    if certificate is None:
-        return http.client.HTTPConnection("localhost", port, timeout=60)
-    context = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
-    return http.client.HTTPSConnection("localhost", port, timeout=60, context=context)
-
-
-def post(port: int, certificate: Path | None = None, **body: Any) -> tuple[int, Any]:
-    """Status and answer of a completion through NGINX."""
-    connection = connect(port, certificate)
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps({"model": MODEL} | body), headers)
-    answer = connection.getresponse()
-    data = answer.read()
-    connection.close()
-    return answer.status, json.loads(data)
-
-
-def get(port: int, path: str, certificate: Path | None = None) -> int:
-    connection = connect(port, certificate)
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    answer.read()
-    connection.close()
-    return answer.status
 
 
 def test_streams_over_tls_and_keeps_the_key(tmp_path: Path, certificate: Path) -> None:
@@ -311,65 +225,3 @@ def test_a_route_beside_a_node(tmp_path: Path, certificate: Path) -> None:
         assert route.seen[0]["Host"] == f"localhost:{route.port}"
         assert route.seen[0]["Authorization"] == f"Bearer {KEY}"
     shutil.rmtree(scratch)
-
-
-@pytest.mark.vllm
-@pytest.mark.timeout(600)
-def test_vllm_behind_it_with_the_examples_as_written(
-    tmp_path: Path, certificate: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """curl.sh, openai_example.py and the probe ask the real vLLM through NGINX, and tokens arrive one by one."""
-    python = environment_python()
-    generate_model(dest=tmp_path / "tiny", manifest_path=tmp_path / "manifest.json", seed=1)
-    here = site(tmp_path, certificate)
-    plan = launch(tmp_path / "tiny", tmp_path, key=KEY)
-    with serve(plan, log_path=tmp_path / "log", token=new_token(), grace_s=20, known_failures=()) as server:
-        wait_until_ready(server, api_key=KEY, checks=Checks(), stall_s=300, request_timeout_s=10, poll_s=0.1)
-        here.serve("a", plan.port, served_model="tiny")
-        target = here.written("a")
-        with proxied(target) as port:
-            curl = run("bash", target.folder / "curl.sh")
-            assert '"object":"chat.completion"' in curl.stdout.replace(" ", "")
-            # One event for each token, and the last one.
-            assert curl.stdout.count("data: ") > 10
-            assert curl.stdout.rstrip().endswith("data: [DONE]")
-            openai = run(str(python), target.folder / "openai_example.py")
-            assert openai.stdout.strip()
-            wrong = run("bash", target.folder / "curl.sh", check=False, VLLM_API_KEY="wrong")
-            assert wrong.returncode == 22
-            assert "401" in wrong.stderr
-            pieces = stream_of(port, certificate)
-            assert len(pieces) > 10
-            report = tmp_path / "report.txt"
-            access(here.config("a"), here.path, report)
-            lines = report.read_text().splitlines()
-            assert sum(line.startswith("ok") and "one token in" in line for line in lines) == 2, lines
-        # NGINX is gone: that way is told, and the direct one is enough.
-        access(here.config("a"), here.path, report)
-        assert "WARN  NGINX https://localhost" in report.read_text()
-    with pytest.raises(BerthError, match="No way into a works from here"):
-        access(here.config("a"), here.path, report)
-    for told in (report.read_text(), capsys.readouterr().out, curl.stdout, openai.stdout, openai.stderr):
-        assert KEY not in told
-
-
-def run(*argv: Any, check: bool = True, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run an example as it is written, with nothing in the environment that would help it."""
-    env = {"PATH": os.environ["PATH"], "HOME": os.environ["HOME"], **environ}
-    done = subprocess.run([str(word) for word in argv], env=env, capture_output=True, text=True, check=False)
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def stream_of(port: int, certificate: Path) -> list[bytes]:
-    """What single reads of the socket bring of a streamed completion."""
-    connection = connect(port, certificate)
-    body = {"model": "tiny", "stream": True, "max_tokens": 24, "messages": [{"role": "user", "content": "Hello"}]}
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-    answer = connection.getresponse()
-    pieces = []
-    while piece := answer.read1():
-        pieces.append(piece)
-    connection.close()
-    return pieces

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import http.client
 import os
@@ -43,6 +44,13 @@ class Login:
     def sessions(self) -> list[psutil.Process]:
         return self.process.children(recursive=True)
 
+    def cut(self) -> None:
+        """End every connection, as a network that fails does."""
+        for process in self.sessions():
+            # One may end with another.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
 
 @pytest.fixture(scope="module")
 def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Login]:
@@ -75,8 +83,7 @@ def login(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Login]:
         assert tried.returncode == 0, tried.stderr + (folder / "log").read_text()
         yield found
     finally:
-        for process in found.sessions():
-            process.terminate()
+        found.cut()
         sshd.terminate()
         sshd.wait()
 
@@ -116,6 +123,15 @@ def test_the_tunnel_follows_the_server_and_comes_back(tmp_path: Path, login: Log
             )
         try:
             until(lambda: answering(port) == first.port)
+            taken = subprocess.run(
+                ["bash", str(target.folder / "tunnel.sh"), str(port)],
+                env=environment(login),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert taken.returncode == 1
+            assert f"port {port} of this machine is taken: bash tunnel.sh ANOTHER_PORT" in taken.stderr
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("POST", "/v1/chat/completions", '{"stream": true}', {"Authorization": f"Bearer {KEY}"})
             stream = connection.getresponse()
@@ -129,8 +145,7 @@ def test_the_tunnel_follows_the_server_and_comes_back(tmp_path: Path, login: Log
             assert stream.read() == b"\ndata: second\n\n"
             connection.close()
             assert before & {process.pid for process in login.sessions()}
-            for process in login.sessions():
-                process.kill()
+            login.cut()
             until(lambda: answering(port) == second.port)
             here.serve("a", second.port, state="down", endpoint=None)
             refresh(here.path / "results", "local", "a")

@@ -25,7 +25,7 @@ from berth.errors import BerthError
 from berth.fsio import sha256_file, write_json
 from berth.manifest import build_manifest, read_manifest, verify_tree, write_manifest
 from berth.unbundle import BundleError, unpack, verify
-from berth.wheels import download_wheels
+from berth.wheels import build_requirements, download_wheels
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"seed": 0, "vocab_size": 4096, "hidden_size": 128, "layers": 2, "heads": 4}
@@ -177,6 +177,18 @@ def test_packages_come_from_where_pip_is_told(tmp_path: Path, monkeypatch: pytes
     lock.write_text(f"tiny-thing==1.0 --hash=sha256:{'0' * 64}\n")
     with pytest.raises(BerthError, match="bundle_wheels=false"):
         download_wheels(lock, folder, hashes=True)
+
+
+def test_what_sources_are_built_with_comes_along(tmp_path: Path) -> None:
+    """A package that comes as its sources is built at the other site: with what it names, or with pip's default."""
+    assert build_requirements(tmp_path) == []
+    for name, text in (("plain", ""), ("named", '[build-system]\nrequires = ["hatchling"]\n')):
+        folder = tmp_path / f"{name}-1.0"
+        folder.mkdir()
+        (folder / ("pyproject.toml" if text else "setup.py")).write_text(text)
+        with tarfile.open(tmp_path / f"{name}-1.0.tar.gz", "w:gz") as tar:
+            tar.add(folder, folder.name)
+    assert build_requirements(tmp_path) == ["hatchling", "setuptools>=40.8.0", "wheel"]
 
 
 def set_unreachable_store(path: Path) -> None:

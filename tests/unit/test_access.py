@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import shutil
 import socket
 import subprocess
 from dataclasses import replace
@@ -201,6 +202,20 @@ def test_a_page_names_every_way_and_the_examples_are_sound(tmp_path: Path) -> No
         assert (folder / name).stat().st_mode & 0o777 == 0o755
     ast.parse((folder / "openai_example.py").read_text())
     assert json.loads((folder / "access.json").read_text())["port"] == 19443
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="apt-get install shellcheck checks the scripts further")
+def test_shellcheck_finds_nothing_in_the_scripts_of_access(tmp_path: Path) -> None:
+    """Every script of one deployment and of a router passes shellcheck without a remark."""
+    site = Site.create(tmp_path, {"nginx": LOCAL | {"ports": {"a+b": 19447}}, "login": LOGIN}, deployments=2)
+    site.serve("a", 18001)
+    site.serve("b", 18002, key="sk-another-one")
+    scripts = [path for name in ("a", "a,b") for path in site.written(name).folder.rglob("*.sh")]
+    assert {path.name for path in scripts} == {
+        *("curl.sh", "tunnel.sh", "nginx.sh", "litellm.sh", "server.sh", "stage.sh")
+    }
+    done = subprocess.run(["shellcheck", *map(str, scripts)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_probe_says_what_is_wrong(tmp_path: Path) -> None:

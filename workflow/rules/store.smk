@@ -57,7 +57,11 @@ rule would_move:
     params:
         store=lambda w: store_of(BERTH.platform),
         models=lambda w: models_to_move(),
-        models_dir=lambda w: BERTH.platforms[BERTH.platform].models_dir,
+        models_dir=lambda w: (
+            ""
+            if BERTH.platforms[BERTH.platform].kubernetes
+            else BERTH.platforms[BERTH.platform].models_dir
+        ),
         data_dir=f"{RESULTS}/seaweedfs",
     script:
         "../scripts/would_move.py"
