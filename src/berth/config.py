@@ -90,7 +90,7 @@ class Store:
     connections: int | None = None
     part_mib: int | None = None
     max_bandwidth_mib_s: float | None = None
-    durable: bool = False
+    durable: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

@@ -38,13 +38,14 @@ class Tuning:
     connections: int = field(default_factory=default_connections)
     max_bandwidth_bytes_s: int | None = None
     engine: EngineName = "auto"
-    durable: bool = False
+    durable: bool = True
     abandoned_after_s: float = 24 * 3600
 
 
 def tuning_of(store: Mapping[str, Any]) -> Tuning:
     """What a platform's `store` asks for; `store` has fields of config.Store, those that are not set may lack."""
-    asked: dict[str, Any] = {name: store[name] for name in ("connections", "engine", "durable") if store.get(name)}
+    asked: dict[str, Any] = {name: store[name] for name in ("connections", "engine") if store.get(name)}
+    asked["durable"] = store.get("durable", True)
     if store.get("part_mib"):
         asked["part_bytes"] = store["part_mib"] * MIB
     if store.get("max_bandwidth_mib_s"):
