@@ -231,6 +231,7 @@ class BenchClient:
         *,
         num_prompts: int,
         concurrency: int,
+        on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], None] | None = None,
     ) -> None:
         """Send requests that are not measured, so that the first point meets a server that has worked before.
@@ -238,7 +239,7 @@ class BenchClient:
         Raises:
             ClientFailed: no client, or not one request completed.
         """
-        done = self.measure(warm_up_settings(settings, num_prompts), concurrency, scratch_dir, None, should_stop)
+        done = self.measure(warm_up_settings(settings, num_prompts), concurrency, scratch_dir, on_progress, should_stop)
         if not done.result.get("completed"):
             errors = [str(error).strip() for error in done.requests.get("errors", []) if error]
             cause = errors[0].splitlines()[-1] if errors else "the server answered nothing"

@@ -143,12 +143,15 @@ class Session:
         count = self.request.benchmark["warm_up_prompts"]
         if count:
             concurrency = min(count, max(self.request.levels))
+            # A server that hangs would hold its accelerators here as well as in a point.
+            watch = _Watch(self, lambda _completed, _total: None)
             self.client.warm_up(
                 self.settings,
                 self.deployed.exchange,
                 num_prompts=count,
                 concurrency=concurrency,
-                should_stop=self.server.check,
+                on_progress=watch.progress,
+                should_stop=watch.should_stop,
             )
         elapsed_s = time.monotonic() - self.server.started
         self.instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})

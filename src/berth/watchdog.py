@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Stalled(BerthError):  # noqa: N818 - what happened, as sweeps report it.
-    """A point made no progress for too long."""
+    """A point, or the warm-up before the first, made no progress for too long."""
 
     kind = "crash"
 

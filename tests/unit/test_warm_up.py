@@ -1,0 +1,51 @@
+"""The warm-up of a server before its first point. A small program stands in for `vllm`: only it hangs when asked to."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from berth import measure
+from berth.bench import BenchSettings
+from berth.client import open_client
+from berth.measure import Session
+from berth.watchdog import Stalled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_server_that_hangs_in_the_warm_up_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing moves for point_stall_s, the warm-up is broken off, as a point is."""
+    monkeypatch.setattr(measure, "_CHECK_LEASE_EVERY_S", 0.0)
+    monkeypatch.setattr(measure, "_ASK_SERVER_AFTER_S", 0.0)
+    program = tmp_path / "vllm"
+    program.write_text("import time\ntime.sleep(600)\n")
+    with open_client(
+        command_prefix=[sys.executable],
+        worker_path=tmp_path / "none.py",
+        vllm_command=[sys.executable, str(program)],
+        env={},
+        secret_env={},
+        log_path=tmp_path / "client.log",
+        mode="process",
+    ) as client:
+        session = SimpleNamespace(
+            request=SimpleNamespace(benchmark={"warm_up_prompts": 4}, levels=[2], settings={"point_stall_s": 0.2}),
+            settings=BenchSettings(
+                base_url="http://127.0.0.1:1",
+                served_model="tiny",
+                tokenizer="/models/tiny",
+                dataset_path=tmp_path / "s.json",
+            ),
+            deployed=SimpleNamespace(exchange=tmp_path),
+            server=SimpleNamespace(alive=lambda: True, check=lambda: None),
+            check_lease=lambda: None,
+            counters_now=lambda: None,
+            client=client,
+        )
+        with pytest.raises(Stalled, match=r"nothing for 0\.2 s"):
+            Session._warm_up(session)
