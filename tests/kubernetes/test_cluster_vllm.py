@@ -28,8 +28,10 @@ def test_a_sweep_measures_its_points_and_leaves_nothing_but_the_model(site: Site
     assert record["server_metrics"]["generation_tokens"] > 0
     assert record["client"]["mode"] == "warm"
     events = [entry["event"] for entry in record["server"]["timeline"]]
-    steps = ["installed", "scheduled", "image_pulled", "model_downloaded", "container_started", "client_pod_ready"]
+    steps = ["scheduled", "image_pulled", "model_downloaded", "container_started", "client_pod_ready"]
     assert [event for event in events if event in steps] == steps
+    # Helm may return after the cluster has found a node.
+    assert events.index("installed") < events.index("container_started")
     assert events.index("container_started") < events.index("health") < events.index("first_request")
     assert site.left() == []
     assert [each["metadata"]["name"] for each in site.cluster.get("persistentvolumeclaims")] != []
