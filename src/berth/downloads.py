@@ -55,6 +55,7 @@ class Download:
     def _reset(self) -> None:
         self._etag: str | None = None
         self._done: set[int] = set()
+        self._finishing = False
         self._waiting = list(range(self._parts))
         self._hashed_bytes = 0
         self._digest = hashlib.sha256()
@@ -73,6 +74,9 @@ class Download:
     def step(self, session: Session) -> None:
         """Fetch the next part; see crew.Job."""
         with self._lock:
+            # Whoever was told of the last part before another took it comes when there is nothing left to do.
+            if self._finishing:
+                return
             if self._fd < 0:
                 self._open()
             if not self._waiting and len(self._done) < self._parts:
@@ -91,6 +95,7 @@ class Download:
         with self._lock:
             self._in_flight -= 1
             last = self._in_flight == 0 and not self._waiting
+            self._finishing = last
         if last:
             self._finish()
 

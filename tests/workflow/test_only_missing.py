@@ -137,9 +137,9 @@ def test_points_of_another_cluster_are_drawn_and_never_measured(workspace: Works
     planned = workspace.planned()
     assert "sweep" not in planned
     assert "point" not in planned
-    workspace.run("points", FIGURE)
+    workspace.run(FIGURE)
     assert "hops99" in (workspace.path / FIGURE).read_text()
-    assert NOTHING in workspace.run("points", FIGURE)
+    assert NOTHING in workspace.run(FIGURE)
 
 
 def test_truncated_record_is_one_clear_error(workspace: Workspace) -> None:
