@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_TIMEOUT_S = 10.0
 _POLL_S = 0.5
+# The kubelet asks every ten seconds.
+_ROUTED_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,15 @@ def serve(request: ServeRequest) -> services.Service:
             raise
         finally:
             server.take_down(grace_s=0)
-        return _look(served)
+        return _routed(served)
+
+
+def _routed(served: _Served) -> services.Service:
+    """The service once its cluster has seen too that it answers: only then do requests come to its pod."""
+    began = time.monotonic()
+    while (found := _look(served)).state != "ready" and time.monotonic() - began < _ROUTED_S:
+        time.sleep(_POLL_S)
+    return found
 
 
 def look(request: ServeRequest) -> services.Service:

@@ -51,5 +51,5 @@ def test_a_server_that_ends_is_told_from_its_log(site: Site) -> None:
     work = site.workspace("wrong", deployment={"args": {"max-model-len": 99_999_999}})
     output = work.run("points", code=None, **site.environ())
     failure = record_of(next(iter(work.failures().values())))["failure"]
-    assert "max_model_len" in failure["cause"], output[-3000:]
+    assert "max-model-len is larger" in failure["cause"], output[-3000:]
     assert failure["log"].endswith("server.log")
