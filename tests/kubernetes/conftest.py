@@ -22,7 +22,7 @@ from berth.checkup import ask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAKE = 'tests/kubernetes/cluster.sh build (once, 20 minutes), eval "$(tests/kubernetes/cluster.sh up)"'
+MAKE = 'tests/kubernetes/cluster.sh build (once, 20 to 45 minutes), eval "$(tests/kubernetes/cluster.sh up)"'
 
 
 @pytest.fixture(scope="session")
