@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,8 @@ from berth.errors import BerthError
 from berth.image_request import request_of
 from berth.imported import imported_paths
 from berth.jobs import Jobs
-from berth.kubeplan import release_request
 from berth.parts import levels_of
-from berth.recipes import load_recipe
 from berth.record import peek
-from berth.rendering import Rendering, Use
 from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
 
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from berth.config import Benchmark, Config, Deployment, Experiment, Platform
+    from berth.rendering import Rendering
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # Published sets hold one number per point: output tokens per second.
@@ -177,24 +175,22 @@ class Plan:
             "results": config.results,
             "settings": asdict(config.sweep),
             "restarts": found.experiment.restarts,
-            "kubernetes": release_request(self.rendering(found)) if settings.kubernetes else {},
+            "kubernetes": self._release(found) if settings.kubernetes else {},
         }
 
     def rendering(self, run: Run) -> Rendering:
         """The deployment of a run as it would run, for this run's benchmark."""
-        config, deployment = self.config, run.deployment
-        results = self.root / config.results
-        dataset = results / "datasets" / run.benchmark.dataset / "sharegpt.json"
-        return Rendering(
-            deployment=deployment,
-            platform=config.platforms[deployment.platform],
-            model=config.models[deployment.model],
-            recipe=load_recipe(self.root / config.config_dir / "recipes" / f"{deployment.recipe}.yaml"),
-            uses=(Use(run.experiment, asdict(run.benchmark), dataset, run.definition),),
-            root=self.root,
-            results=results,
-            python=sys.version_info[:2],
-        )
+        # Every job of Snakemake imports the plan, and few of them render.
+        from berth.rendering import Use, rendering_of  # noqa: PLC0415
+
+        dataset = self.root / self.config.results / "datasets" / run.benchmark.dataset / "sharegpt.json"
+        use = Use(run.experiment, asdict(run.benchmark), dataset, run.definition)
+        return replace(rendering_of(self.config, run.deployment, self.root, sys.version_info[:2]), uses=(use,))
+
+    def _release(self, run: Run) -> dict[str, Any]:
+        from berth.kubeplan import release_request  # noqa: PLC0415  # As above.
+
+        return release_request(self.rendering(run))
 
     def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """Reference, digest and kind of the image of a recipe's version on a platform."""
