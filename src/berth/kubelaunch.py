@@ -15,7 +15,7 @@ from berth.image_history import require_same_image
 from berth.kubeclient import ClientPod, client_pod
 from berth.kubectl import Cluster
 from berth.kubeplan import for_measuring, of_release
-from berth.kuberelease import Release, left_release, model_claim
+from berth.kuberelease import Release, left_release
 from berth.kubernetes import api_key_secret
 from berth.launch import WORKER, Deployed, read_receipt, require_same_model
 from berth.processes import mark_of
@@ -111,17 +111,8 @@ class Released(Deployed):
         Raises:
             BerthError: the cluster refuses, or there are no credentials of the store.
         """
-        release, chart = self.release, self.chart
-        release.note()
-        store_secret = release.make_store_secret(chart["store_secret"], release.cluster.environment())
-        if chart["server_key"]:
-            release.make_key_secret(chart["server_key"], self.key)
-        values = self.values(store_secret)
-        if chart["make_claim"]:
-            download = values["extraInit"]
-            model_claim(release.cluster, chart["claim"], download["volume"], download["pvcStorage"])
-        release.install(chart["chart"], values, self.logs / "values.yaml")
-        return values
+        self.release.note()
+        return self.release.set_up(self.chart, self.key, self.values, self.logs / "values.yaml")
 
     @property
     def schedule_s(self) -> float:

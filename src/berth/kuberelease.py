@@ -16,7 +16,7 @@ from berth.kubectl import Cluster, ClusterError, secret
 from berth.kubernetes import api_key_secret
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,30 @@ class Release:
         text = yaml.safe_dump(dict(values), sort_keys=False, width=120, allow_unicode=True)
         write_text(values_file, text)
         self.cluster.run(install_argv(self.cluster, self.name, chart), given=text.encode(), timeout_s=_HELM_S)
+
+    def set_up(
+        self, chart: Mapping[str, Any], key: str, values_of: Callable[[str], dict[str, Any]], values_file: Path
+    ) -> dict[str, Any]:
+        """Put secrets, claim and release there; the values.
+
+        Args:
+            chart: of kubeplan.release_request.
+            key: of the server; it is not used where the server asks for none.
+            values_of: the values, from the name of the secret with the store's credentials.
+            values_file: where the values are written for people.
+
+        Raises:
+            BerthError: the cluster refuses, or there are no credentials of the store.
+        """
+        store_secret = self.make_store_secret(chart["store_secret"], self.cluster.environment())
+        if chart["server_key"]:
+            self.make_key_secret(chart["server_key"], key)
+        values = values_of(store_secret)
+        if chart["make_claim"]:
+            download = values["extraInit"]
+            model_claim(self.cluster, chart["claim"], download["volume"], download["pvcStorage"])
+        self.install(chart["chart"], values, values_file)
+        return values
 
     def make_key_secret(self, variable: str, key: str) -> None:
         """Make the secret with the server's key."""

@@ -19,7 +19,7 @@ from berth.errors import BerthError
 from berth.fsio import write_json
 from berth.kubectl import Cluster, ClusterError
 from berth.kubeplan import of_release, release_request
-from berth.kuberelease import Release, model_claim
+from berth.kuberelease import Release
 from berth.kubernetes import release_name
 from berth.kubeserver import ReleaseServer
 from berth.kubestate import SERVER, PodSeen, pods_of
@@ -120,18 +120,9 @@ class _Served:
         return of_release(self.request.chart, self.release.name, self.release.token, store_secret)
 
     def install(self) -> dict[str, Any]:
-        release, chart = self.release, self.request.chart
-        if not release.state_file.exists():
-            release.note()
-        store_secret = release.make_store_secret(chart["store_secret"], release.cluster.environment())
-        if chart["server_key"]:
-            release.make_key_secret(chart["server_key"], self.key)
-        values = self.values(store_secret)
-        if chart["make_claim"]:
-            download = values["extraInit"]
-            model_claim(release.cluster, chart["claim"], download["volume"], download["pvcStorage"])
-        release.install(chart["chart"], values, self.logs / "values.yaml")
-        return values
+        if not self.release.state_file.exists():
+            self.release.note()
+        return self.release.set_up(self.request.chart, self.key, self.values, self.logs / "values.yaml")
 
     def ran_from(self, digest: str) -> None:
         logger.info("the server runs from image %s", digest or "without a digest")
