@@ -15,6 +15,7 @@ import hub_faults
 import hub_server
 import pytest
 from huggingface_hub import constants
+from small_disk import small_disk
 
 from berth.custody_model import ModelPlaces, model_chain
 from berth.dataset import fetch_sharegpt
@@ -319,17 +320,10 @@ def test_wrong_content_of_the_right_size_is_found_and_deleted(
     assert_nothing_complete(tmp_path)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    root = tmp_path / "disk"
-    root.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(root)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("needs root and the right to mount a small tmpfs")
-    try:
+@pytest.fixture(name="small_disk")
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "size=4m") as root:
         yield root
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
 
 
 def test_a_disk_too_small_is_refused_before_the_download(hub: Hub, small_disk: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from container_programs import apptainer_environment, podman_nodes
 from registry_server import LOGIN, RegistryServer, make_image, need_registry
+from small_disk import small_disk
 
 from berth import registry, sif
 from berth.container_image import ensure_loaded, stage_container
@@ -395,14 +396,7 @@ class TestSif:
 
     def test_no_room(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """A disk that is too small is told before the build; one that fills up during it, with the same remedy."""
-        images = world.path / "images"
-        images.mkdir()
-        mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(images)], capture_output=True, check=False
-        )
-        if mounted.returncode:
-            pytest.skip("a small file system can be mounted by root only")
-        try:
+        with small_disk(world.path / "images", "size=64k") as images:
             told = error_of(stage_container, world.request("apptainer"), world.receipt())
             assert "The SIF of" in told
             assert "are free" in told
@@ -412,8 +406,6 @@ class TestSif:
             assert "the disk is full" in told
             assert not world.receipt().exists()
             assert not list(images.glob("*.sif")) + list(images.glob(".*.partial"))
-        finally:
-            subprocess.run(["umount", str(images)], check=True)
 
 
 # stage_image, Podman

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from container_runs import STANDIN, SWEEP
 from shared_points import flip
+from small_disk import small_disk
 
 from berth import filelocks
 from berth.config import Store
@@ -101,18 +102,11 @@ def test_a_damaged_source_is_named_and_never_served(tmp_path: Path) -> None:
     assert names(node) <= {"a.partial"}
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(name="small_disk")
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 8 MB."""
-    root = tmp_path / "disk"
-    root.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(root)]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("needs root and the right to mount a small tmpfs")
-    try:
+    with small_disk(tmp_path / "disk", "size=8m") as root:
         yield root
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
 
 
 def test_the_copy_served_longest_ago_makes_room(tmp_path: Path, small_disk: Path) -> None:

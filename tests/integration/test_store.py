@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from s3_proxy import Exchange, proxy
-from store_models import MIB, Model, Server, needs_seaweedfs, slowly, small_disk, start_call, tree, wait_for
+from small_disk import small_disk
+from store_models import MIB, Model, Server, needs_seaweedfs, slowly, start_call, tree, wait_for
 
 from berth import manifest, seaweed, store, weed
 from berth.errors import BerthError

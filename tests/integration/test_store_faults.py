@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from s3_proxy import Exchange, proxy
-from store_models import MIB, Model, Server, needs_seaweedfs, small_disk, start_call, tree
+from small_disk import small_disk
+from store_models import MIB, Model, Server, needs_seaweedfs, start_call, tree
 
 from berth import manifest, seaweed, store
 from berth.errors import BerthError
@@ -236,7 +237,7 @@ def test_a_disk_that_fills_up_keeps_what_is_whole(server: Server, pushed: Model,
         assert tree(disk / "dest") == tree(pushed.dir)
 
 
-def test_a_server_restarted_in_the_middle_is_waited_for(server: Server, pushed: Model, tmp_path: Path) -> None:
+def test_a_store_that_is_away_for_a_while_is_waited_for(server: Server, pushed: Model, tmp_path: Path) -> None:
     """While the store is away for two seconds, requests fail, and the stage goes on when it is back."""
     away_until: list[float] = []
 
