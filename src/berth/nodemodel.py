@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from berth import eviction, filelocks, staging
 from berth.disk import full_disk_error, human_bytes, is_disk_full
 from berth.errors import BerthError
 from berth.manifest import read_manifest
+from berth.meanwhile import every
 from berth.treecopy import copy_model
 
 if TYPE_CHECKING:
@@ -175,23 +175,17 @@ def _there(folder: Path) -> int:
 @contextlib.contextmanager
 def _watched(partial: Path, total_bytes: int, moving: Callable[[int], None] | None) -> Iterator[None]:
     """Tell while bytes arrive."""
-    over = threading.Event()
+    before = _there(partial)
 
-    def watch() -> None:
-        before = _there(partial)
-        while not over.wait(_LOOK_S):
-            now = _there(partial)
-            if now != before:
-                rate = human_bytes(int(abs(now - before) / _LOOK_S))
-                logger.info("copied %s of %s to this node, %s/s", human_bytes(now), human_bytes(total_bytes), rate)
-                if moving:
-                    moving(now)
-            before = now
+    def look() -> None:
+        nonlocal before
+        now = _there(partial)
+        if now != before:
+            rate = human_bytes(int(abs(now - before) / _LOOK_S))
+            logger.info("copied %s of %s to this node, %s/s", human_bytes(now), human_bytes(total_bytes), rate)
+            if moving:
+                moving(now)
+        before = now
 
-    thread = threading.Thread(target=watch, name="node copy", daemon=True)
-    thread.start()
-    try:
+    with every(_LOOK_S, look, name="node copy"):
         yield
-    finally:
-        over.set()
-        thread.join()

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from berth.holder import Identity, job_id
 from berth.jobtime import ready_within_s, seconds_left
 from berth.launch import prepare
 from berth.lease import end_leftover
+from berth.meanwhile import every
 from berth.nodemodel import with_node_model
 from berth.nodes import Node, job_nodes, own_address
 from berth.probe import ask
@@ -296,20 +296,13 @@ class _Term:
     @contextlib.contextmanager
     def _beating(self) -> Iterator[None]:
         """Show that the job lives, by the report's time stamp, also while the server loads for a long time."""
-        over = threading.Event()
 
         def beat() -> None:
-            while not over.wait(self.settings.check_s):
-                with contextlib.suppress(OSError):
-                    os.utime(self.files.report_path(self.request.number))
+            with contextlib.suppress(OSError):
+                os.utime(self.files.report_path(self.request.number))
 
-        thread = threading.Thread(target=beat, name="beat", daemon=True)
-        thread.start()
-        try:
+        with every(self.settings.check_s, beat, name="beat"):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def _tell(self, **changes: Any) -> None:
         self.report = replace(self.report, at=time.time(), **changes)
