@@ -173,7 +173,9 @@ def happened(here: Served, started: list[subprocess.Popen[bytes]]) -> Served:
     sweep = here.workspace.start("points", **here.keys)
     started.append(sweep)
 
-    # The first: its server is killed.
+    # The first: its server is killed, when it has served long enough not to be a quick failure.
+    ready_at = here.before[FIRST].instances[0].since
+    wait_until(lambda: time.time() - ready_at > SETTINGS["quick_s"], "a server that has served for a while")
     here.kill_server(FIRST)
     # The second: its keeper is killed, and another one takes over.
     here.kill_keeper(SECOND, started[1])
@@ -285,7 +287,11 @@ def test_no_request_is_lost_when_the_endpoint_moves(served: Served) -> None:
 
 
 def test_a_sweep_runs_beside(served: Served) -> None:
-    """Neither of Snakemake's locks nor markers stand in the way of a sweep from the same folder."""
+    """Neither of Snakemake's locks nor markers stand in the way of a sweep from the same folder; none tidies up."""
+    said = [path.read_text() for path in served.workspace.path.glob(".snakemake/log/*.log")]
+    # It would remove the folder into which a job that waits is going to write, and end that job.
+    assert said
+    assert not any("Cleaning up SLURM log files" in text for text in said)
     assert len(served.workspace.points()) == 1
 
 
