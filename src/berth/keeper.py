@@ -296,7 +296,10 @@ class Keeper:
         # Before the job can look for it; its launcher is added when it has been started.
         self.files.give(order)
         term = self._job(order)
-        term.launch(nested(self.request.argv, [self.request.target.format(number=number)]))
+        # Snakemake reads the locks of all others in the folder, and fails where one of them is removed just then.
+        # What a term writes is guarded by the deployment's lease and its own number.
+        target = self.request.target.format(number=number)
+        term.launch([*nested(self.request.argv, [target]), "--nolock"])
         self.terms.append(term)
         logger.info("starting t%d; what Snakemake says: %s", number, self.logs / f"t{number}.snakemake.log")
 
