@@ -9,6 +9,7 @@ from berth.access_settings import Access
 
 if TYPE_CHECKING:
     from berth.analysis import CompareSettings, StatisticsSettings
+    from berth.clienttool import ClientTool
     from berth.kubernetes import Kubernetes
 
 
@@ -301,6 +302,7 @@ class Benchmark:
     ignore_eos: bool = False
     warm_up_prompts: int = 16
     mode: Literal["paper", "clean"] | None = None
+    client: str = "vllm"
     validity: dict[str, float] = field(default_factory=dict)
 
 
@@ -357,6 +359,7 @@ class Config:
     experiments: dict[str, Experiment]
     sweep: SweepSettings
     services: ServiceSettings
+    clients: dict[str, ClientTool] = field(default_factory=dict)
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"

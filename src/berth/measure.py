@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from berth.bench import settings_of
-from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
+from berth.client import ClientFailed, warm_up_settings
+from berth.clientchoice import client_of
 from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from berth.bench import BenchSettings
+    from berth.clientchoice import BenchmarkClient
     from berth.launch import Deployed
     from berth.measurement import Measurement
     from berth.serve import Running
@@ -67,7 +69,7 @@ class Session:
     deployed: Deployed
     request: SweepRequest
     server: Running
-    client: BenchClient
+    client: BenchmarkClient
     settings: BenchSettings
     check_lease: Callable[[], None]
     instance: Instance
@@ -92,20 +94,9 @@ class Session:
         key = deployed.new_key()
         nodes = deployed.job_nodes()
         own, rest = nodes[: request.deployment["nodes"]], nodes[request.deployment["nodes"] :]
-        python, program = deployed.client(key, token, rest[0] if rest else None)
         with (
             served(deployed, own, key=key, token=token) as server,
-            open_client(
-                command_prefix=python.argv,
-                worker_path=deployed.worker,
-                vllm_command=program.argv,
-                env=python.env,
-                secret_env=python.secret_env,
-                stop=python.stop,
-                log_path=deployed.client_log,
-                files=deployed.files,
-                mode=request.settings["client_mode"],
-            ) as client,
+            client_of(deployed, key, token, rest[0] if rest else None) as client,
         ):
             deployed = with_copies(deployed, server.copies)
             settings = _bench_settings(deployed, request, server.client_url)
@@ -228,7 +219,7 @@ class Session:
             self.instance,
             client=client,
             wall=measured.wall_section(),
-            version=measured.version,
+            version=self.client.engine_version,
             result=measured.result,
             server_metrics=counted.server_metrics if counted else None,
             validity=judgement.as_dict(),
@@ -261,7 +252,7 @@ class Session:
             self.instance,
             client=self.client.describe(self.settings, level),
             wall=wall_since(started),
-            version=self.client.version,
+            version=self.client.engine_version,
             validity=died(failure["cause"], replaced=death.replaced) if death else None,
             failure=failure,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from berth import access_settings
 from berth._schema import check, load_yaml, nearest
 from berth.analysis import compare_settings, statistics_settings
+from berth.clienttool import DEFAULT, load_client
 from berth.config import (
     Accelerator,
     Benchmark,
@@ -73,6 +74,7 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=_true(raw, "partial"),
         select=tuple(raw.get("select", ())),
+        clients={path.stem: load_client(path) for path in sorted((folder / "clients").glob("*.yaml"))},
         services=ServiceSettings(**raw.get("services", {})),
         deployment=raw.get("deployment", ""),
         until=raw.get("until", ""),
@@ -282,6 +284,8 @@ def _check_references(config: Config, recipes: list[str]) -> None:
         _known(deployment.platform, config.platforms, f"{at}.platform", "platform")
         _check_fits(deployment, config.platforms[deployment.platform], at)
     for benchmark in config.benchmarks.values():
+        if benchmark.client != DEFAULT:
+            _known(benchmark.client, config.clients, f"{where}: benchmarks.{benchmark.name}.client", "client")
         _known(benchmark.dataset, config.datasets, f"{where}: benchmarks.{benchmark.name}.dataset", "dataset")
     for experiment in config.experiments.values():
         at = f"{where}: experiments.{experiment.name}"

@@ -44,6 +44,7 @@ class SweepRequest:
 
     `definition` is the spec in full; `levels` are all levels of the benchmark, measured or not. Times are in seconds.
     A server that is kept up is started from one too: without a dataset, and with `logs` as the folder of its logs.
+    `tools` has `file` and `receipt` of each client other than vLLM's, by name.
     """
 
     experiment: str
@@ -63,6 +64,7 @@ class SweepRequest:
     restarts: int
     # What kubeplan.release_request has of the deployment; empty on other platforms.
     kubernetes: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, dict[str, str]] = field(default_factory=dict)
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""

@@ -209,7 +209,7 @@ def marker_of(w):
 
 
 def sweep_inputs(w):
-    """The receipts that one sweep reads (staged model, staged image, dataset), and the marker of the part before it."""
+    """The receipts that one sweep reads (model, images, dataset), and the marker of the part before it."""
     run = PLAN.at(key_of(w))
     platform = run.deployment.platform
     return {
@@ -217,7 +217,13 @@ def sweep_inputs(w):
         "image": f"{RESULTS}/images/{platform}/{run.deployment.recipe}-{run.deployment.version}.json",
         "dataset": f"{RESULTS}/datasets/{run.benchmark.dataset}/receipt.json",
         "before": PLAN.jobs.marker_before(key_of(w), int(w.attempt), w.part),
+        "tools": tool_receipts([run.benchmark.client]),
     }
+
+
+def tool_receipts(names):
+    """The receipts of the images of clients; none for vLLM's own, which is in the server's image."""
+    return [each["receipt"] for each in PLAN.tools(names).values()]
 
 
 def mirrored_image(w):
