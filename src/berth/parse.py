@@ -35,6 +35,7 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
+from berth.jsonl import DEFAULT_OUTPUT_TOKENS, with_digest
 from berth.kubernetes import settings_of
 
 # Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
@@ -58,8 +59,10 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
     platforms = {name: _platform(name, value) for name, value in _folder(folder / "platforms", "platform").items()}
     recipes = sorted(path.stem for path in (folder / "recipes").glob("*.yaml"))
     deployments = {name: Deployment(name=name, **value) for name, value in raw["deployments"].items()}
-    benchmarks = {name: _benchmark(name, value) for name, value in raw["benchmarks"].items()}
+    benchmarks = {name: _benchmark(name, value, datasets) for name, value in raw["benchmarks"].items()}
     experiments = {name: _experiment(name, value) for name, value in raw["experiments"].items()}
+    asked = {benchmarks[each.benchmark].dataset for each in experiments.values() if each.benchmark in benchmarks}
+    datasets |= {name: with_digest(datasets[name], root) for name in sorted(asked & set(datasets))}
     config = Config(
         platform=raw["platform"],
         models=models,
@@ -133,6 +136,8 @@ def _model(name: str, value: dict[str, Any]) -> Model:
 
 
 def _dataset(name: str, value: dict[str, Any]) -> Dataset:
+    if value["source"] == "jsonl":
+        value = {"output_tokens": DEFAULT_OUTPUT_TOKENS, **value}
     return Dataset(name=name, **{**value, "scale": float(value.get("scale", 1.0))})
 
 
@@ -237,7 +242,7 @@ def _queue(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "extra": tuple(value.get("extra", ())), "staging": staging}
 
 
-def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
+def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -> Benchmark:
     levels = value["concurrency"]
     duplicates = sorted({level for level in levels if levels.count(level) > 1})
     where = f"config/config.yaml: benchmarks.{name}"
@@ -246,6 +251,10 @@ def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
     rate = value.get("request_rate", "inf")
     if rate != "inf" and (isinstance(rate, str) or rate <= 0):
         raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
+    dataset = datasets.get(value["dataset"])
+    if dataset is not None and dataset.source == "random":
+        # Answers have a fixed length only where the model's own end of the text does not count.
+        value = {"ignore_eos": True, **value}
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
