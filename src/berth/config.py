@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
-    from berth.analysis import CompareSettings, StatisticsSettings
+    from berth.analysis import CompareSettings, CrossCheckSettings, StatisticsSettings
     from berth.clienttool import ClientTool
     from berth.kubernetes import Kubernetes
 
@@ -409,3 +409,4 @@ class Config:
     imports: str = ""
     compare: CompareSettings | None = None
     statistics: StatisticsSettings | None = None
+    cross_check: CrossCheckSettings | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from berth.bench import settings_of
@@ -24,6 +25,7 @@ from berth.watchdog import Stalled, TokenWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from berth.bench import BenchSettings
     from berth.clientchoice import BenchmarkClient
@@ -73,6 +75,7 @@ class Session:
     settings: BenchSettings
     check_lease: Callable[[], None]
     instance: Instance
+    other_client: Callable[[str], AbstractContextManager[BenchmarkClient]]
 
     @classmethod
     @contextlib.contextmanager
@@ -94,10 +97,8 @@ class Session:
         key = deployed.new_key()
         nodes = deployed.job_nodes()
         own, rest = nodes[: request.deployment["nodes"]], nodes[request.deployment["nodes"] :]
-        with (
-            served(deployed, own, key=key, token=token) as server,
-            client_of(deployed, key, token, rest[0] if rest else None) as client,
-        ):
+        clients = partial(client_of, deployed, key, token, rest[0] if rest else None)
+        with served(deployed, own, key=key, token=token) as server, clients() as client:
             deployed = with_copies(deployed, server.copies)
             settings = _bench_settings(deployed, request, server.client_url)
             # The copy was made once for all servers of the sweep, before the first.
@@ -110,7 +111,7 @@ class Session:
                 server.places,
                 rest[0].name if rest else "",
             )
-            session = cls(deployed, request, server, client, settings, check_lease, instance)
+            session = cls(deployed, request, server, client, settings, check_lease, instance, clients)
             # It imports vLLM and reads the dataset while the server loads the model.
             warm_up = warm_up_settings(settings, request.benchmark["warm_up_prompts"])
             client.prepare(*([warm_up] if warm_up.num_prompts else []), settings)
@@ -127,10 +128,26 @@ class Session:
             session.instance.timeline.extend(timeline.as_json())
             session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
             client.wait_ready(should_stop=server.check)
-            session._warm_up()
+            session.warm_up()
             yield session
 
-    def _warm_up(self) -> None:
+    @contextlib.contextmanager
+    def with_client(self, name: str) -> Iterator[Session]:
+        """The same server, measured by the client of this name, which is ready and has sent its warm-up.
+
+        Raises:
+            BerthError: as the client has it.
+        """
+        with self.other_client(name) as client:
+            other = replace(self, client=client)
+            warm_up = warm_up_settings(self.settings, self.request.benchmark["warm_up_prompts"])
+            client.prepare(*([warm_up] if warm_up.num_prompts else []), self.settings)
+            client.wait_ready(should_stop=self.server.check)
+            other.warm_up()
+            yield other
+
+    def warm_up(self) -> None:
+        """Send the requests that are not measured."""
         count = self.request.benchmark["warm_up_prompts"]
         if count:
             concurrency = min(count, max(self.request.levels))

@@ -10,7 +10,7 @@ from typing import Any
 
 from berth import access_settings
 from berth._schema import check, load_yaml, nearest
-from berth.analysis import compare_settings, statistics_settings
+from berth.analysis import compare_settings, cross_check_settings, statistics_settings
 from berth.clienttool import DEFAULT, load_client
 from berth.config import (
     Accelerator,
@@ -96,8 +96,10 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         imports=raw.get("imports", ""),
         compare=compare_settings(raw["compare"]) if "compare" in raw else None,
         statistics=statistics_settings(raw["statistics"]) if "statistics" in raw else None,
+        cross_check=cross_check_settings(raw["cross_check"]) if "cross_check" in raw else None,
     )
     _check_references(config, recipes)
+    _check_clients(config)
     return config
 
 
@@ -293,8 +295,6 @@ def _check_references(config: Config, recipes: list[str]) -> None:
         _known(deployment.platform, config.platforms, f"{at}.platform", "platform")
         _check_fits(deployment, config.platforms[deployment.platform], at)
     for benchmark in config.benchmarks.values():
-        if benchmark.client != DEFAULT:
-            _known(benchmark.client, config.clients, f"{where}: benchmarks.{benchmark.name}.client", "client")
         _known(benchmark.dataset, config.datasets, f"{where}: benchmarks.{benchmark.name}.dataset", "dataset")
     for experiment in config.experiments.values():
         at = f"{where}: experiments.{experiment.name}"
@@ -304,6 +304,14 @@ def _check_references(config: Config, recipes: list[str]) -> None:
     for platform in config.platforms.values():
         for recipe in platform.recipes:
             _known(recipe, recipes, f"config/platforms/{platform.name}.yaml: recipes", "recipe")
+
+
+def _check_clients(config: Config) -> None:
+    known = {DEFAULT, *config.clients}
+    for benchmark in config.benchmarks.values():
+        _known(benchmark.client, known, f"config/config.yaml: benchmarks.{benchmark.name}.client", "client")
+    for name in config.cross_check.clients if config.cross_check else ():
+        _known(name, known, "config/config.yaml: cross_check.clients", "client")
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:
