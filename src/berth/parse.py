@@ -244,6 +244,16 @@ def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
     rate = value.get("request_rate", "inf")
     if rate != "inf" and (isinstance(rate, str) or rate <= 0):
         raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
+    if value.get("seed_per_point") and value.get("mode") != "clean":
+        raise BerthError(
+            f"{where}.seed_per_point: true needs mode: clean; in mode paper every point has the same prompts. Set the "
+            "mode, or remove the key."
+        )
+    if value.get("mode") == "clean" and value.get("warm_up_prompts") == 0:
+        raise BerthError(
+            f"{where}.warm_up_prompts: 0 is not allowed in mode clean, which warms the server up before every point. "
+            "Remove the key (16), or set it to at least 1."
+        )
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
