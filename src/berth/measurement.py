@@ -6,13 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
 def client_section(
-    command: list[str], mode: str, version: str | None, cpu_s: float | None, cpu_fraction: float | None
+    command: list[str],
+    mode: str,
+    version: str | None,
+    cpu_s: float | None,
+    cpu_fraction: float | None,
+    *,
+    loop_lag: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The `client` of a point record."""
+    """The `client` of a point record; `loop_lag` is how late its event loop woke, where it can tell."""
     return {
         "name": "vllm-bench",
         "version": version,
@@ -20,6 +27,7 @@ def client_section(
         "command": command,
         "cpu_s": cpu_s,
         "cpu_fraction": cpu_fraction,
+        **({"loop_lag": dict(loop_lag)} if loop_lag else {}),
     }
 
 
@@ -30,7 +38,9 @@ class Measurement:
     `result` is the client's own JSON without its per-request lists, which are in `requests`. `start`, `end` and
     `duration_s` are Berth's, from the call to the result read; `client_duration_s` is what the client measured. `cpu_s`
     are the client's CPU seconds in its measured phase, None in process mode: there they cannot be told from those
-    of its start-up. `phase_start` and `phase_end` bound that phase (ISO 8601, UTC), None in process mode.
+    of its start-up. `phase_start` and `phase_end` bound that phase (ISO 8601, UTC), None in process mode. `loop_lag`
+    has mean_ms, p99_ms and max_ms of how late its event loop woke in that phase; `clock_step_s` is by how much its wall
+    clock was set in it. Both are None where the client cannot tell.
     """
 
     result: dict[str, Any]
@@ -46,6 +56,8 @@ class Measurement:
     phase_start: str | None
     phase_end: str | None
     log: Path
+    loop_lag: Mapping[str, float] | None = None
+    clock_step_s: float | None = None
 
     @property
     def lost_s(self) -> float | None:
@@ -55,7 +67,7 @@ class Measurement:
     def client_section(self) -> dict[str, Any]:
         """The `client` of a point record."""
         fraction = self.cpu_s / self.client_duration_s if self.cpu_s is not None and self.client_duration_s else None
-        return client_section(self.command, self.mode, self.version, self.cpu_s, fraction)
+        return client_section(self.command, self.mode, self.version, self.cpu_s, fraction, loop_lag=self.loop_lag)
 
     def wall_section(self) -> dict[str, Any]:
         """The `wall` of a point record."""
