@@ -227,6 +227,8 @@ class BenchClient:
             phase_start=_iso(phase.get("start")),
             phase_end=_iso(phase.get("end")),
             log=self._launch.log_path,
+            loop_lag=phase.get("loop_lag"),
+            clock_step_s=phase.get("clock_step_s"),
         )
 
     def warm_up(

@@ -330,7 +330,8 @@ class Benchmark:
     warm_up_prompts: int = 16
     mode: Literal["paper", "clean"] | None = None
     client: str = "vllm"
-    validity: dict[str, float] = field(default_factory=dict)
+    seed_per_point: bool = False
+    validity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -344,6 +345,12 @@ class Experiment:
     runs: dict[str, int]
     restarts: int = 1
     published: tuple[str, ...] = ()
+    validity: dict[str, Any] = field(default_factory=dict)
+
+    def validity_over(self, benchmark: Benchmark) -> dict[str, Any]:
+        """The validity of a benchmark in this experiment: each threshold, and each action, that is set here wins."""
+        actions = {**benchmark.validity.get("actions", {}), **self.validity.get("actions", {})}
+        return {**benchmark.validity, **self.validity, **({"actions": actions} if actions else {})}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from berth.analysis import CrossCheckSettings
 from berth.clienttool import DEFAULT
 from berth.errors import BerthError
 from berth.fsio import write_text
-from berth.measure import PointFailed, Session
+from berth.measure import Session
+from berth.measured import PointFailed
 from berth.record import read_record, write_record
 from berth.resources import sweep_resources
 from berth.signals import announce, terminate_as_exception

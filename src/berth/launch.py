@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from berth import _bench_worker
+from berth import _bench_worker, _client_watch
 from berth._client_launch import LocalFiles
 from berth.config import Network
 from berth.container import Container, Mount
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 CLIENT_ENV = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
 
 WORKER = Path(_bench_worker.__file__).resolve()
+# What the worker finds beside itself.
+WATCH = Path(_client_watch.__file__).resolve()
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ class Deployed:
         """
         resolved = self.resolved(0, token)
         self.exchange.mkdir(parents=True, exist_ok=True)
-        paths = (WORKER, self.dataset_path, self.model_dir)
+        paths = (WORKER, WATCH, self.dataset_path, self.model_dir)
         mounts = (*(Mount(str(path), str(path), read_only=True) for path in paths),)
         mounts = (*mounts, *(Mount(str(path), str(path)) for path in dict.fromkeys((self.scratch, self.exchange))))
         python = client_container(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.clienttool import VLLM_BENCH
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -25,8 +26,9 @@ def client_section(
     cpu_fraction: float | None,
     *,
     name: str = VLLM_BENCH,
+    loop_lag: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """The `client` of a point record."""
+    """The `client` of a point record; `loop_lag` is how late its event loop woke, where it can tell."""
     return {
         "name": name,
         "version": version,
@@ -34,6 +36,7 @@ def client_section(
         "command": command,
         "cpu_s": cpu_s,
         "cpu_fraction": cpu_fraction,
+        **({"loop_lag": dict(loop_lag)} if loop_lag else {}),
     }
 
 
@@ -45,7 +48,9 @@ class Measurement:
     `duration_s` are Berth's, from the call to the result read; `client_duration_s` is what the client measured. `cpu_s`
     are the client's CPU seconds in its measured phase, None in process mode: there they cannot be told from those
     of its start-up. `phase_start` and `phase_end` bound that phase (ISO 8601, UTC), None in process mode of vLLM's.
-    Of another client `result` has vLLM's names for what is equal in meaning; `not_given` are those that it cannot give.
+    `loop_lag` has mean_ms, p99_ms and max_ms of how late its event loop woke in that phase; `clock_step_s` is by how
+    much its wall clock was set in it. Both are None where the client cannot tell. Of another client `result` has vLLM's
+    names for what is equal in meaning; `not_given` are those that it cannot give.
     """
 
     result: dict[str, Any]
@@ -63,6 +68,8 @@ class Measurement:
     log: Path
     name: str = VLLM_BENCH
     not_given: tuple[str, ...] = ()
+    loop_lag: Mapping[str, float] | None = None
+    clock_step_s: float | None = None
 
     @property
     def lost_s(self) -> float | None:
@@ -72,7 +79,9 @@ class Measurement:
     def client_section(self) -> dict[str, Any]:
         """The `client` of a point record."""
         fraction = self.cpu_s / self.client_duration_s if self.cpu_s is not None and self.client_duration_s else None
-        section = client_section(self.command, self.mode, self.version, self.cpu_s, fraction, name=self.name)
+        section = client_section(
+            self.command, self.mode, self.version, self.cpu_s, fraction, name=self.name, loop_lag=self.loop_lag
+        )
         return {**section, **({"not_given": list(self.not_given)} if self.not_given else {})}
 
     def wall_section(self) -> dict[str, Any]:

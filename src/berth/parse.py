@@ -257,6 +257,16 @@ def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -
     if dataset is not None and dataset.source == "random":
         # Answers have a fixed length only where the model's own end of the text does not count.
         value = {"ignore_eos": True, **value}
+    if value.get("seed_per_point") and value.get("mode") != "clean":
+        raise BerthError(
+            f"{where}.seed_per_point: true needs mode: clean; in mode paper every point has the same prompts. Set the "
+            "mode, or remove the key."
+        )
+    if value.get("mode") == "clean" and value.get("warm_up_prompts") == 0:
+        raise BerthError(
+            f"{where}.warm_up_prompts: 0 is not allowed in mode clean, which warms the server up before every point. "
+            "Remove the key (16), or set it to at least 1."
+        )
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}

@@ -169,7 +169,10 @@ class Plan:
             "definition": found.definition.full,
             "levels": levels_of(part, found.benchmark.concurrency),
             "deployment": asdict(deployment),
-            "benchmark": asdict(found.benchmark),
+            "benchmark": {
+                **asdict(found.benchmark),
+                "validity": found.experiment.validity_over(found.benchmark),
+            },
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
             "platform_settings": platform_settings(deployment, settings),
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},

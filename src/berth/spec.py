@@ -9,6 +9,7 @@ from berth.clienttool import DEFAULT, VLLM_BENCH
 from berth.decide import Decision, Site, decide
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
+from berth.mode import check_clean
 from berth.network import at_site
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
@@ -74,6 +75,8 @@ def define(
             "with it. Use a newer version, or another dataset."
         )
     decision = decide_for(recipe, deployment, platform, benchmark.mode)
+    if benchmark.mode == "clean":
+        check_clean(recipe, decision.args, decision.env, where)
     image = _image(recipe, deployment, platform)
     full = {
         "schema": SPEC_SCHEMA,
@@ -110,6 +113,7 @@ def define(
             **({"client_nodes": deployment.client_nodes} if deployment.client_nodes else {}),
             # Left out where there is none, so that older points keep their definition.
             **({"mode": benchmark.mode} if benchmark.mode else {}),
+            **({"seed_per_point": True} if benchmark.seed_per_point else {}),
         },
     }
     return Definition(sha256_text(canonical_json(full))[:_ID_DIGITS], full, image)

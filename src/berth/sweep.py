@@ -14,7 +14,8 @@ from berth.errors import BerthError
 from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
 from berth.lease import LeaseLost, lease
-from berth.measure import PointFailed, Session
+from berth.measure import Session
+from berth.measured import PointFailed
 from berth.nodemodel import with_node_model
 from berth.processes import new_token
 from berth.progress import SweepProgress, span
