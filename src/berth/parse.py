@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
 from datetime import date
@@ -106,6 +107,8 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
     # An empty section in YAML is null; it means the same as leaving it out. YAML makes a time of some texts.
     given = {key: value for key, value in raw.items() if value is not None}
+    # In a mapping on the command line Snakemake makes texts of numbers.
+    given |= {key: _with_numbers(given[key]) for key in ("cross_check",) if key in given}
     if isinstance(given.get("until"), date):
         given["until"] = given["until"].isoformat()
     return given
@@ -114,6 +117,18 @@ def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
 def _store(value: dict[str, Any]) -> Store:
     patterns = {key: tuple(value.get(key, ())) for key in ("include", "exclude")}
     return Store(**{**value, **patterns})
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(each) for each in value]
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _true(raw: dict[str, Any], key: str) -> bool:
