@@ -49,10 +49,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A ShareGPT-format file: from the hub, pinned by commit and SHA-256, or generated from a seed."""
+    """What the requests hold.
+
+    ShareGPT's format from the hub (pinned by commit and SHA-256) or generated from a seed; prompts of random tokens of
+    fixed lengths; or a user's own lines of JSON, of which `sha256` is the file's.
+    """
 
     name: str
-    source: Literal["hub", "generate"]
+    source: Literal["hub", "generate", "random", "jsonl"]
     description: str = ""
     repo: str = ""
     filename: str = ""
@@ -61,13 +65,36 @@ class Dataset:
     count: int = 0
     seed: int = 0
     scale: float = 1.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    path: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it this dataset: part of every spec."""
+        """What makes it this dataset: part of every spec. berth.bench reads from it what the client is told."""
         if self.source == "hub":
             return {"name": self.name, "repo": self.repo, "filename": self.filename, "sha256": self.sha256}
+        if self.source == "random":
+            lengths = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+            return {"name": self.name, "random": lengths}
+        if self.source == "jsonl":
+            return {"name": self.name, "jsonl": {"sha256": self.sha256, "output_tokens": self.output_tokens}}
         return {"name": self.name, "generated": {"count": self.count, "seed": self.seed, "scale": self.scale}}
+
+    @property
+    def file(self) -> str:
+        """The name of its file below results/datasets/NAME, with the ending that vLLM's client expects."""
+        return {"random": "random.json", "jsonl": "prompts.jsonl"}.get(self.source, "sharegpt.json")
+
+    @property
+    def of_rules(self) -> dict[str, Any]:
+        """What the rule that fetches it is told: the fields, without later ones that its kind has not.
+
+        Snakemake runs a rule again when its parameters change, and a new Berth must fetch nothing again.
+        """
+        values = asdict(self)
+        later = ("input_tokens", "output_tokens", "path")
+        return {name: value for name, value in values.items() if name not in later or value}
 
 
 # In the parameters of every push and stage from the first Berth on.

@@ -278,5 +278,6 @@ def _bench_settings(deployed: Deployed, request: SweepRequest, base_url: str) ->
         served_model=request.repo,
         tokenizer=deployed.model_dir,
         dataset_path=deployed.dataset_path,
-        backend_flag=deployed.recipe.client(request.deployment["version"]).backend_flag,
+        client=deployed.recipe.client(request.deployment["version"]),
+        dataset=request.definition["benchmark"]["dataset"],
     )

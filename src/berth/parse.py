@@ -34,6 +34,7 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
+from berth.jsonl import DEFAULT_OUTPUT_TOKENS, with_digest
 from berth.kubernetes import settings_of
 
 # Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
@@ -57,8 +58,10 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
     platforms = {name: _platform(name, value) for name, value in _folder(folder / "platforms", "platform").items()}
     recipes = sorted(path.stem for path in (folder / "recipes").glob("*.yaml"))
     deployments = {name: Deployment(name=name, **value) for name, value in raw["deployments"].items()}
-    benchmarks = {name: _benchmark(name, value) for name, value in raw["benchmarks"].items()}
+    benchmarks = {name: _benchmark(name, value, datasets) for name, value in raw["benchmarks"].items()}
     experiments = {name: _experiment(name, value) for name, value in raw["experiments"].items()}
+    asked = {benchmarks[each.benchmark].dataset for each in experiments.values() if each.benchmark in benchmarks}
+    datasets |= {name: with_digest(datasets[name], root) for name in sorted(asked & set(datasets))}
     config = Config(
         platform=raw["platform"],
         models=models,
@@ -131,6 +134,8 @@ def _model(name: str, value: dict[str, Any]) -> Model:
 
 
 def _dataset(name: str, value: dict[str, Any]) -> Dataset:
+    if value["source"] == "jsonl":
+        value = {"output_tokens": DEFAULT_OUTPUT_TOKENS, **value}
     return Dataset(name=name, **{**value, "scale": float(value.get("scale", 1.0))})
 
 
@@ -235,7 +240,7 @@ def _queue(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "extra": tuple(value.get("extra", ())), "staging": staging}
 
 
-def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
+def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -> Benchmark:
     levels = value["concurrency"]
     duplicates = sorted({level for level in levels if levels.count(level) > 1})
     where = f"config/config.yaml: benchmarks.{name}"
@@ -254,6 +259,10 @@ def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
             f"{where}.warm_up_prompts: 0 is not allowed in mode clean, which warms the server up before every point. "
             "Remove the key (16), or set it to at least 1."
         )
+    dataset = datasets.get(value["dataset"])
+    if dataset is not None and dataset.source == "random":
+        # Answers have a fixed length only where the model's own end of the text does not count.
+        value = {"ignore_eos": True, **value}
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}

@@ -186,7 +186,8 @@ class Plan:
         # Every job of Snakemake imports the plan, and few of them render.
         from berth.rendering import Use, rendering_of  # noqa: PLC0415
 
-        dataset = self.root / self.config.results / "datasets" / run.benchmark.dataset / "sharegpt.json"
+        named = self.config.datasets[run.benchmark.dataset]
+        dataset = self.root / self.config.results / "datasets" / named.name / named.file
         use = Use(run.experiment, asdict(run.benchmark), dataset, run.definition)
         return replace(rendering_of(self.config, run.deployment, self.root, sys.version_info[:2]), uses=(use,))
 

@@ -126,6 +126,8 @@ class Client:
     backend_flag: str
     needs_devices: tuple[str, ...] = ()
     reason: str = ""
+    # What makes it send the lines of a JSONL file as they are; empty where the version cannot.
+    jsonl_args: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

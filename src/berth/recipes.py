@@ -106,7 +106,15 @@ def _expectations(raw: dict[str, Any]) -> Expectations:
 
 def _client(raw: dict[str, Any]) -> Client:
     devices = tuple(raw.get("needs_devices", ()))
-    return Client(_span(raw), raw["python"], tuple(raw["command"]), raw["backend_flag"], devices, raw.get("reason", ""))
+    return Client(
+        _span(raw),
+        raw["python"],
+        tuple(raw["command"]),
+        raw["backend_flag"],
+        devices,
+        raw.get("reason", ""),
+        tuple(raw.get("jsonl_args", ())),
+    )
 
 
 def _multi_node(raw: dict[str, Any]) -> MultiNode:

@@ -182,7 +182,8 @@ class Rendering:
             served_model=self.model.repo,
             tokenizer=self.model_dir,
             dataset_path=use.dataset,
-            backend_flag=self.recipe.client(version).backend_flag,
+            client=self.recipe.client(version),
+            dataset=use.definition.full["benchmark"]["dataset"],
         )
         argv = bench_argv(settings, 1, self.scratch / f"c{CONCURRENCY}.json")
         argv[argv.index("--max-concurrency") + 1] = CONCURRENCY
@@ -227,7 +228,7 @@ def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str,
         if config.select and experiment.name not in config.select:
             continue
         benchmark = config.benchmarks[experiment.benchmark]
-        dataset = root / config.results / "datasets" / benchmark.dataset / "sharegpt.json"
+        dataset = root / config.results / "datasets" / benchmark.dataset / config.datasets[benchmark.dataset].file
         for name in experiment.deployments:
             deployment = config.deployments[name]
             if deployment.platform == platform.name:

@@ -66,6 +66,13 @@ def define(
             f"{where}.recipe: {deployment.recipe} has no benchmark client, so that nothing can be measured with it. "
             "Measure the server behind it, or leave its experiments out with select; `render` shows how it is started."
         )
+    dataset = config.datasets[benchmark.dataset]
+    if dataset.source == "jsonl" and recipe.clients and not recipe.client(deployment.version).jsonl_args:
+        raise BerthError(
+            f"config/datasets/{dataset.name}.yaml: source: jsonl: the benchmark client of {deployment.recipe} "
+            f"{deployment.version} cannot send a file with an output length for each line, and {where} is measured "
+            "with it. Use a newer version, or another dataset."
+        )
     decision = decide_for(recipe, deployment, platform, benchmark.mode)
     if benchmark.mode == "clean":
         check_clean(recipe, decision.args, decision.env, where)
@@ -91,7 +98,7 @@ def define(
             "accelerators_per_node": platform.accelerator.per_node,
         },
         "benchmark": {
-            "dataset": config.datasets[benchmark.dataset].identity,
+            "dataset": dataset.identity,
             "num_prompts": benchmark.num_prompts,
             "seed": benchmark.seed,
             "request_rate": benchmark.request_rate,

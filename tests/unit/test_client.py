@@ -24,6 +24,8 @@ import pytest
 import berth._bench_worker as worker
 from berth.bench import settings_of
 from berth.client import BenchSettings, ClientFailed, bench_argv, open_client
+from berth.flags import Span
+from berth.recipe import Client
 
 if TYPE_CHECKING:
     from berth.client import BenchClient
@@ -81,7 +83,8 @@ def test_protocol_is_chosen_by_the_flag_of_the_version() -> None:
         served_model="tiny",
         tokenizer=Path("/models/tiny"),
         dataset_path=Path("/data/s.json"),
-        backend_flag="endpoint-type",
+        client=Client(Span(), "python3", ("vllm", "bench", "serve"), "endpoint-type"),
+        dataset={"name": "s"},
     )
     argv = bench_argv(settings, 4, Path("/s/c4.json"))
     assert argv[:2] == ["--endpoint-type", "openai-chat"]

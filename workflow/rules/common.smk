@@ -93,28 +93,28 @@ def report_files():
 
 def pages_of_report():
     """The experiments of the report, all their points taken to be measured."""
-    from berth.report import asked_of
+    from berth.report_request import asked_of
 
     return asked_of(PLAN, missing=False)
 
 
 def profiles_of_report():
     """The profile that measures each platform."""
-    from berth.report import profiles_of
+    from berth.report_request import profiles_of
 
     return profiles_of(PLAN)
 
 
 def comparisons_of_report():
     """The outcomes of comparisons that were run."""
-    from berth.report import comparisons_of
+    from berth.report_request import comparisons_of
 
     return comparisons_of(PLAN)
 
 
 def what_can_be_reported():
     """What the report shows of an unfinished workflow, as plain values."""
-    from berth.report import what_there_is
+    from berth.report_request import what_there_is
 
     return what_there_is(PLAN, LOOKED_S)
 
@@ -261,7 +261,8 @@ def tell_failures():
     if not ASKED:
         return
     from berth.draw import draw_what_there_is
-    from berth.report import report_what_there_is, what_there_is
+    from berth.report import report_what_there_is
+    from berth.report_request import what_there_is
 
     # A failure to draw must not hide what it would have shown.
     try:
@@ -319,9 +320,10 @@ def served_log(verb):
 
 def resources_of_term():
     """What a term asks its scheduler for: functions by name; nothing where there is no scheduler."""
-    from berth.servesettings import term_resources
 
     def one(name, w):
+        from berth.servesettings import term_resources
+
         return term_resources(BERTH)[name]
 
     return {
