@@ -249,6 +249,10 @@ def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -
     rate = value.get("request_rate", "inf")
     if rate != "inf" and (isinstance(rate, str) or rate <= 0):
         raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
+    dataset = datasets.get(value["dataset"])
+    if dataset is not None and dataset.source == "random":
+        # Answers have a fixed length only where the model's own end of the text does not count.
+        value = {"ignore_eos": True, **value}
     if value.get("seed_per_point") and value.get("mode") != "clean":
         raise BerthError(
             f"{where}.seed_per_point: true needs mode: clean; in mode paper every point has the same prompts. Set the "
@@ -259,10 +263,6 @@ def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -
             f"{where}.warm_up_prompts: 0 is not allowed in mode clean, which warms the server up before every point. "
             "Remove the key (16), or set it to at least 1."
         )
-    dataset = datasets.get(value["dataset"])
-    if dataset is not None and dataset.source == "random":
-        # Answers have a fixed length only where the model's own end of the text does not count.
-        value = {"ignore_eos": True, **value}
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
