@@ -62,7 +62,7 @@ class LoopLag:
             return None
         every_s = self._every_s
         seen = sorted(lag - step * every_s for lag in self._lags_s for step in range(int(lag / every_s) + 1))
-        p99 = seen[min(len(seen) - 1, int(0.99 * len(seen)))]
+        p99 = seen[int(0.99 * (len(seen) - 1))]
         return {"mean_ms": 1e3 * sum(seen) / len(seen), "p99_ms": 1e3 * p99, "max_ms": 1e3 * seen[-1]}
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from berth.errors import BerthError
+from berth.probe import ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 # Somebody who asks one thing after another has moments without a request: twice nothing, this far apart, is idle.
 SETTLE_S = 0.5
 _POLL_S = 0.25
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class CacheNotReset(BerthError):  # noqa: N818  # What happened.
@@ -85,19 +82,8 @@ def reset_prefix_cache(base_url: str, path: str, *, key: str = "", timeout_s: fl
     Raises:
         CacheNotReset: it has no such call, does not answer, or says that blocks of the cache are in use.
     """
-    url = f"{base_url.rstrip('/')}{path}"
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    request = urllib.request.Request(url, method="POST", headers=headers)  # noqa: S310  # The server's own address.
-    try:
-        with _OPENER.open(request, timeout=timeout_s) as answer:
-            text = answer.read().decode(errors="replace")
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise CacheNotReset(f"POST {url}: {error}. The prefix cache was not reset.") from None
+    answer = ask(base_url, path, timeout_s=timeout_s, api_key=key or None, body={})
     # 0.9.1 answers nothing and 200; later versions say whether they did it.
-    if text.strip():
-        try:
-            done = json.loads(text)
-        except ValueError:
-            done = None
-        if not isinstance(done, dict) or done.get("success") is not True:
-            raise CacheNotReset(f"POST {url} answers {text.strip()[:200]}: the prefix cache was not reset.")
+    emptied = not answer.text.strip() or (isinstance(said := answer.json(), dict) and said.get("success") is True)
+    if answer.status != HTTPStatus.OK or not emptied:
+        raise CacheNotReset(f"POST {base_url}{path} answers {answer}: the prefix cache was not reset.")
