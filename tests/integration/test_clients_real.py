@@ -1,4 +1,4 @@
-"""The real guidellm and aiperf against the stand-in that answers at once: what reaches the server, and what comes back."""
+"""The real guidellm and aiperf against the stand-in that answers at once: what reaches it, and what comes back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def text_of(body: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_the_real_client_asks_for_the_same_prompts_in_the_same_order(name: str, tmp_path: Path) -> None:
-    """At concurrency 1: prompts, lengths and sampling as asked; all complete; the key is in no file; the gate accepts."""
+    """At concurrency 1: prompts, lengths and sampling as asked, all complete, the key in no file, nothing doubted."""
     tool = load_client(ROOT / "config/clients" / f"{name}.yaml")
     program = program_of(tool)
     generate_model(dest=tmp_path / "model", manifest_path=tmp_path / "manifest.json")

@@ -87,7 +87,7 @@ def test_aiperf_has_every_gap() -> None:
 
 
 def test_definitions_are_those_of_vllm() -> None:
-    """TPOT leaves the first token and requests of one token out, percentiles are interpolated, failures do not count."""
+    """TPOT leaves the first token and requests of one token out, percentiles are interpolated, failures count not."""
     requests = [
         Request(0.0, 0.1, 1.1, 5, 11, gaps=10, gaps_s=(0.1,) * 10),
         Request(0.5, 0.2, 0.2, 5, 1, gaps_s=()),
@@ -191,7 +191,7 @@ def test_a_client_that_fails_is_told_with_cause_remedy_and_log(tmp_path: Path) -
 
 
 def test_a_point_near_the_ceiling_of_its_client_is_flagged(tmp_path: Path) -> None:
-    """Requests and tokens cost the client time; above 80 % of it the point is flagged; other versions are not judged."""
+    """Requests and tokens cost the client time; above 80 % of it a point is flagged; other versions are not judged."""
     ceiling = Ceiling("vllm-bench", "0.32.0", "warm", 0.001, 0.00001, 990.0, 90000.0, "2026-11-24T00:00:00+00:00")
     path = tmp_path / "clients/local.json"
     path.parent.mkdir()

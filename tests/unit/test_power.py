@@ -19,8 +19,8 @@ from berth.power import (
 )
 
 ROCM = """WARNING: AMD GPU device(s) is/are in a low-power state. Check power control/runtime_status
-{"card0": {"Current Socket Graphics Package Power (W)": "551.0"}, "card1": {"Average Graphics Package Power (W)": "N/A"},
- "system": {"Driver version": "6.8.5"}}"""
+{"card0": {"Current Socket Graphics Package Power (W)": "551.0"},
+ "card1": {"Average Graphics Package Power (W)": "N/A"}, "system": {"Driver version": "6.8.5"}}"""
 AMD = """[{"gpu": 0, "power": {"socket_power": {"value": 550, "unit": "W"}, "gfx_voltage": "N/A"}},
  {"gpu": 1, "power": {"socket_power": "N/A"}}]"""
 RAPL = """/sys/class/powercap/intel-rapl:0/energy_uj:5000000
