@@ -14,6 +14,9 @@ Standard output, one JSON object per line:
     {"event": "prepared", "error": str | null}
     {"event": "progress", "completed": int, "total": int}
     {"event": "measured", "error": str | null, "cpu_s", "phase_s", "start", "end", "loop_lag", "clock_step_s"}
+With `--samples ASKED FILE` it writes the samples of each `argv` of the JSON list in ASKED to FILE (a list with an entry
+per `argv`: rows of `prompt`, `prompt_len`, `output_len`, in the order of the requests) and ends: other clients ask the
+same.
 What vLLM prints goes to standard error. The end of standard input ends the process at once, also in a point: when
 the parent is killed, no client goes on sending requests.
 """
@@ -26,6 +29,7 @@ import gc
 import importlib.metadata
 import json
 import os
+import pathlib
 import queue
 import sys
 import threading
@@ -203,6 +207,7 @@ class Bench:
         self.phase = Phase()
         self.samples = SampleMemo(serve.get_samples)
         self._preparing = False
+        self._rows: list[dict[str, Any]] = []
         serve.tqdm = self.phase.open
         serve.get_tokenizer = functools.cache(serve.get_tokenizer)
         serve.get_samples = self._samples_or_leave
@@ -211,6 +216,7 @@ class Bench:
     def _samples_or_leave(self, *args: Any, **options: Any) -> list[Any]:
         samples = self.samples(*args, **options)
         if self._preparing:
+            self._rows = [_row(sample) for sample in samples]
             raise _PreparedError
         return samples
 
@@ -233,6 +239,15 @@ class Bench:
         # vLLM does this before every benchmark; the first time costs half a second, which is better spent here.
         gc.collect()
         gc.freeze()
+
+    def rows(self, argv: list[str]) -> list[dict[str, Any]]:
+        """The samples that `run` would ask for, in its order."""
+        self.prepare(argv)
+        return self._rows
+
+
+def _row(sample: Any) -> dict[str, Any]:
+    return {"prompt": sample.prompt, "prompt_len": sample.prompt_len, "output_len": sample.expected_output_len}
 
 
 def version() -> str | None:
@@ -313,6 +328,11 @@ def main() -> int:
     """Answer commands until standard input ends."""
     if sys.argv[1:] == ["--version"]:
         print(json.dumps({"version": version()}))
+        return 0
+    if sys.argv[1:2] == ["--samples"]:
+        bench = load()
+        asked, written = map(pathlib.Path, sys.argv[2:])
+        written.write_text(json.dumps([bench.rows(argv) for argv in json.loads(asked.read_text())]), encoding="utf-8")
         return 0
     channel = Channel(_private_stdout())
     commands: queue.Queue[dict[str, Any]] = queue.Queue()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
-    from berth.analysis import CompareSettings, StatisticsSettings
+    from berth.analysis import CompareSettings, CrossCheckSettings, StatisticsSettings
+    from berth.clienttool import ClientTool
     from berth.kubernetes import Kubernetes
 
 
@@ -328,6 +329,7 @@ class Benchmark:
     ignore_eos: bool = False
     warm_up_prompts: int = 16
     mode: Literal["paper", "clean"] | None = None
+    client: str = "vllm"
     seed_per_point: bool = False
     validity: dict[str, Any] = field(default_factory=dict)
 
@@ -391,6 +393,7 @@ class Config:
     experiments: dict[str, Experiment]
     sweep: SweepSettings
     services: ServiceSettings
+    clients: dict[str, ClientTool] = field(default_factory=dict)
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
@@ -413,3 +416,4 @@ class Config:
     imports: str = ""
     compare: CompareSettings | None = None
     statistics: StatisticsSettings | None = None
+    cross_check: CrossCheckSettings | None = None

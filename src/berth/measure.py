@@ -6,12 +6,14 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from berth._client_watch import clock_offset_s
 from berth.bench import settings_of
 from berth.clean import CacheNotReset, Idle, reset_prefix_cache, wait_until_idle
-from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
+from berth.client import ClientFailed, warm_up_settings
+from berth.clientchoice import client_of
 from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
@@ -28,8 +30,10 @@ from berth.watchdog import Stalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from berth.bench import BenchSettings
+    from berth.clientchoice import BenchmarkClient
     from berth.launch import Deployed
     from berth.serve import Running
     from berth.sweep import SweepRequest
@@ -47,10 +51,11 @@ class Session:
     deployed: Deployed
     request: SweepRequest
     server: Running
-    client: BenchClient
+    client: BenchmarkClient
     settings: BenchSettings
     check_lease: Callable[[], None]
     instance: Instance
+    other_client: Callable[[str], AbstractContextManager[BenchmarkClient]]
     key: str = field(default="", repr=False)
 
     @classmethod
@@ -73,21 +78,8 @@ class Session:
         key = deployed.new_key()
         nodes = deployed.job_nodes()
         own, rest = nodes[: request.deployment["nodes"]], nodes[request.deployment["nodes"] :]
-        python, program = deployed.client(key, token, rest[0] if rest else None)
-        with (
-            served(deployed, own, key=key, token=token) as server,
-            open_client(
-                command_prefix=python.argv,
-                worker_path=deployed.worker,
-                vllm_command=program.argv,
-                env=python.env,
-                secret_env=python.secret_env,
-                stop=python.stop,
-                log_path=deployed.client_log,
-                files=deployed.files,
-                mode=request.settings["client_mode"],
-            ) as client,
-        ):
+        clients = partial(client_of, deployed, key, token, rest[0] if rest else None)
+        with served(deployed, own, key=key, token=token) as server, clients() as client:
             deployed = with_copies(deployed, server.copies)
             settings = _bench_settings(deployed, request, server.client_url)
             # The copy was made once for all servers of the sweep, before the first.
@@ -100,7 +92,7 @@ class Session:
                 server.places,
                 rest[0].name if rest else "",
             )
-            session = cls(deployed, request, server, client, settings, check_lease, instance, key)
+            session = cls(deployed, request, server, client, settings, check_lease, instance, clients, key)
             # It imports vLLM and reads the dataset while the server loads the model.
             warm_up = warm_up_settings(settings, request.benchmark["warm_up_prompts"])
             first = session._settings(min(request.levels))
@@ -118,10 +110,26 @@ class Session:
             session.instance.timeline.extend(timeline.as_json())
             session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
             client.wait_ready(should_stop=server.check)
-            session._warm_up()
+            session.warm_up()
             yield session
 
-    def _warm_up(self) -> None:
+    @contextlib.contextmanager
+    def with_client(self, name: str) -> Iterator[Session]:
+        """The same server, measured by the client of this name, which is ready and has sent its warm-up.
+
+        Raises:
+            BerthError: as the client has it.
+        """
+        with self.other_client(name) as client:
+            other = replace(self, client=client)
+            warm_up = warm_up_settings(self.settings, self.request.benchmark["warm_up_prompts"])
+            client.prepare(*([warm_up] if warm_up.num_prompts else []), self.settings)
+            client.wait_ready(should_stop=self.server.check)
+            other.warm_up()
+            yield other
+
+    def warm_up(self) -> None:
+        """Send the requests that are not measured."""
         count = self.request.benchmark["warm_up_prompts"]
         if count:
             self._send_warm_up(count, min(count, max(self.request.levels)))
@@ -174,6 +182,7 @@ class Session:
             method=method,
             idle=idle,
             clock_step_s=clock_offset_s() - offset_s,
+            engine_version=self.client.engine_version,
         )
 
     def _settings(self, level: int) -> BenchSettings:
@@ -256,7 +265,7 @@ class Session:
             self.instance,
             client=self.client.describe(self._settings(level), level),
             wall=wall_since(started),
-            version=self.client.version,
+            version=self.client.engine_version,
             validity=validity,
             failure=failure,
             method=method,

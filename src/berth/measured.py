@@ -49,6 +49,7 @@ def judged(
     method: Method,
     idle: Idle | None,
     clock_step_s: float,
+    engine_version: str | None,
 ) -> Point:
     """The point, if it can be believed. `clock_step_s` is by how much the wall clock of Berth's side was set meanwhile.
 
@@ -91,7 +92,7 @@ def judged(
             "clock_step_s": round(step_s, 6),
             "server_clock_step_s": counted.clock_step_s if counted else None,
         },
-        version=measured.version,
+        version=engine_version,
         result=measured.result,
         server_metrics=counted.server_metrics if counted else None,
         validity=judgement.as_dict(),
