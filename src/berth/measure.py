@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from berth._client_watch import clock_offset_s
-from berth.bench import settings_of
 from berth.clean import CacheNotReset, Idle, reset_prefix_cache, wait_until_idle
 from berth.client import ClientFailed, warm_up_settings
 from berth.clientchoice import client_of
@@ -81,7 +80,7 @@ class Session:
         clients = partial(client_of, deployed, key, token, rest[0] if rest else None)
         with served(deployed, own, key=key, token=token) as server, clients() as client:
             deployed = with_copies(deployed, server.copies)
-            settings = _bench_settings(deployed, request, server.client_url)
+            settings = deployed.settings(server.client_url)
             # The copy was made once for all servers of the sweep, before the first.
             copied = deployed.copied.events if deployed.copied and number == 1 else ()
             before = [(event, at - server.started) for event, at in copied]
@@ -278,15 +277,3 @@ class Session:
 
 def _no_progress(_completed: int, _total: int) -> None:
     """Requests that are not measured are no progress of a point."""
-
-
-def _bench_settings(deployed: Deployed, request: SweepRequest, base_url: str) -> BenchSettings:
-    return settings_of(
-        request.benchmark,
-        base_url=base_url,
-        served_model=request.repo,
-        tokenizer=deployed.model_dir,
-        dataset_path=deployed.dataset_path,
-        client=deployed.recipe.client(request.deployment["version"]),
-        dataset=request.definition["benchmark"]["dataset"],
-    )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from berth.ceilings import fraction_of
 from berth.recording import point_record
 from berth.validity import Observed, judge, policy_of
 
@@ -58,6 +61,10 @@ def judged(
     """
     benchmark = deployed.request.benchmark
     client = measured.client_section()
+    node = instance.client_node or socket.gethostname()
+    ceiling = fraction_of(Path(deployed.request.results), deployed.request.platform, node, client, measured.result)
+    if ceiling is not None:
+        client["ceiling_fraction"] = round(ceiling, 4)
     steps = [step for step in (measured.clock_step_s, clock_step_s) if step is not None]
     step_s = max(steps, key=abs)
     lag = measured.loop_lag
@@ -73,6 +80,7 @@ def judged(
             restarted=counted.restarted if counted else False,
             cpu_fraction=client["cpu_fraction"],
             loop_lag_p99_ms=lag["p99_ms"] if lag else None,
+            ceiling_fraction=ceiling,
             clock_step_s=step_s,
             server_clock_step_s=counted.clock_step_s if counted else None,
             busy=idle.busy if idle else "",

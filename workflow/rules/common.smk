@@ -13,7 +13,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
-from berth.config import Network
+from berth.config import Deployment, Network
 from berth.coordinates import RunId
 from berth.errors import BerthError
 from berth.network import own_env
@@ -259,7 +259,7 @@ def cross_check_inputs(w):
     from berth.crosscheck import run_of
 
     try:
-        run = run_of(PLAN)
+        run = run_of(PLAN, "cross_check")
     except BerthError as error:
         raise WorkflowError(str(error)) from None
     return {
@@ -282,6 +282,42 @@ def resources_of_cross_check():
         name: partial(one, name)
         for name in sweep_names(BERTH.platforms[BERTH.platform])
     }
+
+
+def ceiling_inputs(w):
+    """The receipts that `client_ceiling` reads."""
+    from berth.crosscheck import run_of
+
+    try:
+        run = run_of(PLAN, "client_ceiling")
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    return {**receipts_of(run), "tools": tool_receipts([run.benchmark.client])}
+
+
+def ceiling_request():
+    """What `client_ceiling` is told."""
+    from berth.crosscheck import ceiling_request_of
+
+    try:
+        return ceiling_request_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def resources_of_ceiling():
+    """What its job asks the scheduler for: one node, for some minutes."""
+    from berth.resources import sweep_resources
+
+    platform = BERTH.platforms[BERTH.platform]
+    least = Deployment(
+        name="client_ceiling",
+        model="",
+        recipe="",
+        platform=platform.name,
+        version="",
+    )
+    return sweep_resources(least, platform, 15)
 
 
 def mirrored_image(w):
