@@ -193,6 +193,7 @@ class Real:
             settings,
             lambda: None,
             Instance(1, [], ("vllm", "serve")),
+            lambda _name: cast("Any", None),
         )
 
     def point(
@@ -416,7 +417,7 @@ def test_a_restart_in_a_point_is_told(real: Real) -> None:
         real.wait()
         return real.client.measure(*args)
 
-    client = SimpleNamespace(measure=restarted_first, describe=real.client.describe, version=real.client.version)
+    client = SimpleNamespace(measure=restarted_first, engine_version=real.client.engine_version)
     record = real.point(2, client=client)
     assert codes(record) == ["server_restarted"]
     assert record["result"]["completed"] == 12
