@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from berth import _render_parts as parts
 from berth._render_server import working_folder
+from berth.mode import mode_of, point_seed
 from berth.shelltext import comment, exports, script
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def _client(rendering: Rendering, use: Use) -> str:
     return script(
         _head(rendering, use),
         parts.beginning(rendering),
-        _settings(rendering),
+        _settings(rendering, use),
         _secrets(rendering),
         parts.environment(rendering, container)
         + comment("The server is never behind a proxy.")
@@ -58,6 +59,11 @@ def _head(rendering: Rendering, use: Use) -> str:
             f"It sends {use.benchmark['warm_up_prompts']} prompts of seed {use.benchmark['seed'] + 1} before the first "
             "point, which are not measured."
         )
+    if mode_of(use.benchmark) == "clean":
+        lines.append(
+            "In mode clean it sends them before every point too, waits until the server has no other work, and empties "
+            "the prefix cache where it is on: docs/method.md."
+        )
     return comment(*lines)
 
 
@@ -70,12 +76,17 @@ def _where(rendering: Rendering) -> str:
     return "BASE_URL says where the server is, if not on this node."
 
 
-def _settings(rendering: Rendering) -> str:
+def _settings(rendering: Rendering, use: Use) -> str:
     base_url = f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
     if rendering.deployment.client_nodes:
         base_url = ': "${BASE_URL:?is not set; export the address of the server, which is on another node}"\n'
-    # Neither is for the client's own environment.
-    return 'CONCURRENCY="${CONCURRENCY:-1}"\n' + base_url + "export -n CONCURRENCY BASE_URL\n"
+    level = 'CONCURRENCY="${CONCURRENCY:-1}"\n'
+    names = "CONCURRENCY BASE_URL"
+    if use.benchmark["seed_per_point"]:
+        level += f'SEED="$(({point_seed(use.benchmark, 0)} + CONCURRENCY))"\n'
+        names += " SEED"
+    # None is for the client's own environment.
+    return f"{level}{base_url}export -n {names}\n"
 
 
 def _secrets(rendering: Rendering) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berth.dataset import fetch_sharegpt, generate_sharegpt
+from berth.dataset import fetch_sharegpt, generate_sharegpt, write_random
 from berth.fsio import write_bytes
+from berth.jsonl import copy_jsonl
 from berth.model import download_model
 from berth.staging import staged_manifest
 from berth.tinymodel import generate_model
@@ -51,7 +52,20 @@ def _make_model(model: dict[str, Any], dest: Path, manifest: Path) -> Manifest:
 
 
 def acquire_dataset(dataset: dict[str, Any], dest: str, receipt: str) -> None:
-    """Fetch or generate a dataset (the fields of config.Dataset) into `dest`; its receipt is written last."""
+    """Fetch, generate or copy a dataset (config.Dataset.of_rules) into `dest`; its receipt is written last."""
+    if dataset["source"] == "random":
+        lengths = {key: dataset[key] for key in ("input_tokens", "output_tokens")}
+        write_random(Path(dest), Path(receipt), lengths)
+        return
+    if dataset["source"] == "jsonl":
+        copy_jsonl(
+            Path(dataset["path"]),
+            Path(dest),
+            Path(receipt),
+            sha256=dataset["sha256"],
+            output_tokens=dataset["output_tokens"],
+        )
+        return
     if dataset["source"] == "generate":
         generate_sharegpt(
             dest=Path(dest),

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from berth.recipe import Client
+
 
 @dataclass(frozen=True)
 class BenchSettings:
@@ -25,6 +27,7 @@ class BenchSettings:
     tokenizer: str
     dataset_path: Path | None
     dataset_name: str = "sharegpt"
+    dataset_args: tuple[str, ...] = ()
     num_prompts: int = 1000
     seed: int = 12345
     backend: str = "openai-chat"
@@ -46,22 +49,40 @@ def settings_of(
     served_model: str,
     tokenizer: Path,
     dataset_path: Path,
-    backend_flag: str,
+    client: Client,
+    dataset: Mapping[str, Any],
 ) -> BenchSettings:
-    """The settings of a benchmark of the configuration (config.Benchmark as a mapping) against one server."""
+    """The settings of a benchmark of the configuration (config.Benchmark as a mapping) against one server.
+
+    `dataset` is the dataset's identity (config.Dataset), as specs have it.
+    """
     rate = benchmark["request_rate"]
+    name, arguments = _dataset_arguments(dataset, client)
     return BenchSettings(
         base_url=base_url,
         served_model=served_model,
         tokenizer=str(tokenizer),
-        dataset_path=dataset_path,
+        dataset_path=None if name == "random" else dataset_path,
+        dataset_name=name,
+        dataset_args=arguments,
         num_prompts=benchmark["num_prompts"],
         seed=benchmark["seed"],
         request_rate=math.inf if rate == "inf" else float(rate),
         temperature=benchmark["temperature"],
         ignore_eos=benchmark["ignore_eos"],
-        backend_flag=backend_flag,
+        backend_flag=client.backend_flag,
     )
+
+
+def _dataset_arguments(dataset: Mapping[str, Any], client: Client) -> tuple[str, tuple[str, ...]]:
+    """The client's name of the kind of dataset, and what else it is told about it."""
+    if "random" in dataset:
+        lengths = dataset["random"]
+        tokens = (str(lengths["input_tokens"]), "--random-output-len", str(lengths["output_tokens"]))
+        return "random", ("--random-input-len", *tokens)
+    if "jsonl" in dataset:
+        return "custom", client.jsonl_args
+    return "sharegpt", ()
 
 
 def bench_argv(settings: BenchSettings, concurrency: int, result_path: Path) -> list[str]:
@@ -75,6 +96,7 @@ def bench_argv(settings: BenchSettings, concurrency: int, result_path: Path) -> 
     argv += ["--dataset-name", settings.dataset_name]
     if settings.dataset_path is not None:
         argv += ["--dataset-path", str(settings.dataset_path)]
+    argv += settings.dataset_args
     argv += ["--num-prompts", str(settings.num_prompts), "--seed", str(settings.seed)]
     argv += ["--max-concurrency", str(concurrency)]
     argv += ["--request-rate", f"{float(settings.request_rate):g}", "--burstiness", f"{settings.burstiness:g}"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
-    from berth.analysis import CompareSettings, StatisticsSettings
+    from berth.analysis import CompareSettings, CrossCheckSettings, StatisticsSettings
+    from berth.clienttool import ClientTool
     from berth.kubernetes import Kubernetes
 
 
@@ -49,10 +50,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A ShareGPT-format file: from the hub, pinned by commit and SHA-256, or generated from a seed."""
+    """What the requests hold.
+
+    ShareGPT's format from the hub (pinned by commit and SHA-256) or generated from a seed; prompts of random tokens of
+    fixed lengths; or a user's own lines of JSON, of which `sha256` is the file's.
+    """
 
     name: str
-    source: Literal["hub", "generate"]
+    source: Literal["hub", "generate", "random", "jsonl"]
     description: str = ""
     repo: str = ""
     filename: str = ""
@@ -61,13 +66,36 @@ class Dataset:
     count: int = 0
     seed: int = 0
     scale: float = 1.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    path: str = ""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it this dataset: part of every spec."""
+        """What makes it this dataset: part of every spec. berth.bench reads from it what the client is told."""
         if self.source == "hub":
             return {"name": self.name, "repo": self.repo, "filename": self.filename, "sha256": self.sha256}
+        if self.source == "random":
+            lengths = {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
+            return {"name": self.name, "random": lengths}
+        if self.source == "jsonl":
+            return {"name": self.name, "jsonl": {"sha256": self.sha256, "output_tokens": self.output_tokens}}
         return {"name": self.name, "generated": {"count": self.count, "seed": self.seed, "scale": self.scale}}
+
+    @property
+    def file(self) -> str:
+        """The name of its file below results/datasets/NAME, with the ending that vLLM's client expects."""
+        return {"random": "random.json", "jsonl": "prompts.jsonl"}.get(self.source, "sharegpt.json")
+
+    @property
+    def of_rules(self) -> dict[str, Any]:
+        """What the rule that fetches it is told: the fields, without later ones that its kind has not.
+
+        Snakemake runs a rule again when its parameters change, and a new Berth must fetch nothing again.
+        """
+        values = asdict(self)
+        later = ("input_tokens", "output_tokens", "path")
+        return {name: value for name, value in values.items() if name not in later or value}
 
 
 # In the parameters of every push and stage from the first Berth on.
@@ -301,7 +329,9 @@ class Benchmark:
     ignore_eos: bool = False
     warm_up_prompts: int = 16
     mode: Literal["paper", "clean"] | None = None
-    validity: dict[str, float] = field(default_factory=dict)
+    client: str = "vllm"
+    seed_per_point: bool = False
+    validity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -315,6 +345,12 @@ class Experiment:
     runs: dict[str, int]
     restarts: int = 1
     published: tuple[str, ...] = ()
+    validity: dict[str, Any] = field(default_factory=dict)
+
+    def validity_over(self, benchmark: Benchmark) -> dict[str, Any]:
+        """The validity of a benchmark in this experiment: each threshold, and each action, that is set here wins."""
+        actions = {**benchmark.validity.get("actions", {}), **self.validity.get("actions", {})}
+        return {**benchmark.validity, **self.validity, **({"actions": actions} if actions else {})}
 
 
 @dataclass(frozen=True)
@@ -357,6 +393,7 @@ class Config:
     experiments: dict[str, Experiment]
     sweep: SweepSettings
     services: ServiceSettings
+    clients: dict[str, ClientTool] = field(default_factory=dict)
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
@@ -379,3 +416,4 @@ class Config:
     imports: str = ""
     compare: CompareSettings | None = None
     statistics: StatisticsSettings | None = None
+    cross_check: CrossCheckSettings | None = None

@@ -1,8 +1,8 @@
-"""ShareGPT: the real file from a hub, or an embedded one whose lengths are ShareGPT's.
+"""ShareGPT: the real file from a hub, or an embedded one whose lengths are ShareGPT's; and prompts of random tokens.
 
-Both are JSON lists of `{"id", "conversations": [{"from", "value"}, ...]}`, of which vLLM's ShareGPTDataset takes the
-first value as the prompt and counts the tokens of the second to get the length of the answer. Beside each goes a
-receipt: `{"schema": 1, "source", "path", "size", "sha256", "distribution"}`, written last.
+The first two are JSON lists of `{"id", "conversations": [{"from", "value"}, ...]}`, of which vLLM's ShareGPTDataset
+takes the first value as the prompt and counts the tokens of the second to get the length of the answer. Beside each
+goes a receipt: `{"schema": 1, "source", "path", "size", "sha256", "distribution"}`, written last.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fetch_sharegpt(
         if found != sha256:
             raise _other_checksum(f"{filename} of the {hub.label}", found, sha256)
         fsync_dir(dest.parent)
-    return _write_receipt(dest, receipt_path, source, sha256, None)
+    return write_receipt(dest, receipt_path, source, sha256, None)
 
 
 def _other_checksum(what: str, found: str, expected: str) -> BerthError:
@@ -130,12 +130,21 @@ def generate_sharegpt(
     if not (dest.is_file() and sha256_file(dest) == digest):
         receipt_path.unlink(missing_ok=True)
         write_text(dest, text)
-    return _write_receipt(dest, receipt_path, source, digest, distribution)
+    return write_receipt(dest, receipt_path, source, digest, distribution)
 
 
-def _write_receipt(
+def write_random(dest: Path, receipt_path: Path, lengths_tokens: dict[str, int]) -> dict[str, Any]:
+    """Write the lengths of random prompts to `dest` and return the receipt: the client draws the tokens itself."""
+    text = json.dumps(lengths_tokens, indent=2) + "\n"
+    receipt_path.unlink(missing_ok=True)
+    write_text(dest, text)
+    return write_receipt(dest, receipt_path, {"kind": "random", **lengths_tokens}, sha256_text(text), None)
+
+
+def write_receipt(
     dest: Path, receipt_path: Path, source: dict[str, Any], sha256: str, distribution: dict[str, Any] | None
 ) -> dict[str, Any]:
+    """Write and return the receipt of the dataset's file at `dest`."""
     receipt = {
         "schema": SCHEMA,
         "source": source,

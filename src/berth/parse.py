@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
 from datetime import date
@@ -10,7 +11,8 @@ from typing import Any
 
 from berth import access_settings
 from berth._schema import check, load_yaml, nearest
-from berth.analysis import compare_settings, statistics_settings
+from berth.analysis import compare_settings, cross_check_settings, statistics_settings
+from berth.clienttool import DEFAULT, load_client
 from berth.config import (
     Accelerator,
     Benchmark,
@@ -34,6 +36,7 @@ from berth.config import (
     SweepSettings,
 )
 from berth.errors import BerthError
+from berth.jsonl import DEFAULT_OUTPUT_TOKENS, with_digest
 from berth.kubernetes import settings_of
 
 # Podman refuses a --runroot of more than 50 characters, and ours ends with /run.
@@ -57,8 +60,10 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
     platforms = {name: _platform(name, value) for name, value in _folder(folder / "platforms", "platform").items()}
     recipes = sorted(path.stem for path in (folder / "recipes").glob("*.yaml"))
     deployments = {name: Deployment(name=name, **value) for name, value in raw["deployments"].items()}
-    benchmarks = {name: _benchmark(name, value) for name, value in raw["benchmarks"].items()}
+    benchmarks = {name: _benchmark(name, value, datasets) for name, value in raw["benchmarks"].items()}
     experiments = {name: _experiment(name, value) for name, value in raw["experiments"].items()}
+    asked = {benchmarks[each.benchmark].dataset for each in experiments.values() if each.benchmark in benchmarks}
+    datasets |= {name: with_digest(datasets[name], root) for name in sorted(asked & set(datasets))}
     config = Config(
         platform=raw["platform"],
         models=models,
@@ -73,6 +78,7 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=_true(raw, "partial"),
         select=tuple(raw.get("select", ())),
+        clients={path.stem: load_client(path) for path in sorted((folder / "clients").glob("*.yaml"))},
         services=ServiceSettings(**raw.get("services", {})),
         deployment=raw.get("deployment", ""),
         until=raw.get("until", ""),
@@ -91,14 +97,18 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         imports=raw.get("imports", ""),
         compare=compare_settings(raw["compare"]) if "compare" in raw else None,
         statistics=statistics_settings(raw["statistics"]) if "statistics" in raw else None,
+        cross_check=cross_check_settings(raw["cross_check"]) if "cross_check" in raw else None,
     )
     _check_references(config, recipes)
+    _check_clients(config)
     return config
 
 
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
     # An empty section in YAML is null; it means the same as leaving it out. YAML makes a time of some texts.
     given = {key: value for key, value in raw.items() if value is not None}
+    # In a mapping on the command line Snakemake makes texts of numbers.
+    given |= {key: _with_numbers(given[key]) for key in ("cross_check",) if key in given}
     if isinstance(given.get("until"), date):
         given["until"] = given["until"].isoformat()
     return given
@@ -107,6 +117,18 @@ def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
 def _store(value: dict[str, Any]) -> Store:
     patterns = {key: tuple(value.get(key, ())) for key in ("include", "exclude")}
     return Store(**{**value, **patterns})
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(each) for each in value]
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _true(raw: dict[str, Any], key: str) -> bool:
@@ -131,6 +153,8 @@ def _model(name: str, value: dict[str, Any]) -> Model:
 
 
 def _dataset(name: str, value: dict[str, Any]) -> Dataset:
+    if value["source"] == "jsonl":
+        value = {"output_tokens": DEFAULT_OUTPUT_TOKENS, **value}
     return Dataset(name=name, **{**value, "scale": float(value.get("scale", 1.0))})
 
 
@@ -235,7 +259,7 @@ def _queue(value: dict[str, Any]) -> dict[str, Any]:
     return {**value, "extra": tuple(value.get("extra", ())), "staging": staging}
 
 
-def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
+def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -> Benchmark:
     levels = value["concurrency"]
     duplicates = sorted({level for level in levels if levels.count(level) > 1})
     where = f"config/config.yaml: benchmarks.{name}"
@@ -244,6 +268,20 @@ def _benchmark(name: str, value: dict[str, Any]) -> Benchmark:
     rate = value.get("request_rate", "inf")
     if rate != "inf" and (isinstance(rate, str) or rate <= 0):
         raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
+    dataset = datasets.get(value["dataset"])
+    if dataset is not None and dataset.source == "random":
+        # Answers have a fixed length only where the model's own end of the text does not count.
+        value = {"ignore_eos": True, **value}
+    if value.get("seed_per_point") and value.get("mode") != "clean":
+        raise BerthError(
+            f"{where}.seed_per_point: true needs mode: clean; in mode paper every point has the same prompts. Set the "
+            "mode, or remove the key."
+        )
+    if value.get("mode") == "clean" and value.get("warm_up_prompts") == 0:
+        raise BerthError(
+            f"{where}.warm_up_prompts: 0 is not allowed in mode clean, which warms the server up before every point. "
+            "Remove the key (16), or set it to at least 1."
+        )
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
@@ -291,6 +329,14 @@ def _check_references(config: Config, recipes: list[str]) -> None:
     for platform in config.platforms.values():
         for recipe in platform.recipes:
             _known(recipe, recipes, f"config/platforms/{platform.name}.yaml: recipes", "recipe")
+
+
+def _check_clients(config: Config) -> None:
+    known = {DEFAULT, *config.clients}
+    for benchmark in config.benchmarks.values():
+        _known(benchmark.client, known, f"config/config.yaml: benchmarks.{benchmark.name}.client", "client")
+    for name in config.cross_check.clients if config.cross_check else ():
+        _known(name, known, "config/config.yaml: cross_check.clients", "client")
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub import get_token
 from berth._doctor_kubernetes import kubernetes_checks
 from berth.disk import require_space
 from berth.errors import BerthError
+from berth.jsonl import check_dataset
 from berth.kubectl import Cluster
 from berth.kubeplan import require_releasable
 from berth.modules import with_modules
@@ -50,10 +51,17 @@ def preflight(plan: Plan) -> None:
     for name in sorted({run.deployment.model for run in runs}):
         if not (results / "staged" / platform.name / f"{name}.json").exists():
             _check_model(plan.config.models[name], platform, results)
+    _check_datasets(plan, {run.benchmark.dataset for run in runs}, results)
     for run in runs:
         _check_image(run.definition.image, run.deployment, platform, results)
     if plan.takes_machine:
         free_port(platform.host, *platform.ports, key=f"config/platforms/{platform.name}.yaml: server.ports")
+
+
+def _check_datasets(plan: Plan, names: set[str], results: Path) -> None:
+    for name in sorted(names):
+        if not (results / "datasets" / name / "receipt.json").exists():
+            check_dataset(plan.config.datasets[name], plan.root)
 
 
 def preflight_served(plan: Plan, deployment: Deployment) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # The shell variables of the rendered scripts.
 NAME, CONCURRENCY, BASE_URL = variable("NAME"), variable("CONCURRENCY"), variable("BASE_URL")
+SEED = variable("SEED")
 DEVICES = words("DEVICES")
 HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
 INTERFACE = variable("NODE_INTERFACE")
@@ -182,10 +183,13 @@ class Rendering:
             served_model=self.model.repo,
             tokenizer=self.model_dir,
             dataset_path=use.dataset,
-            backend_flag=self.recipe.client(version).backend_flag,
+            client=self.recipe.client(version),
+            dataset=use.definition.full["benchmark"]["dataset"],
         )
         argv = bench_argv(settings, 1, self.scratch / f"c{CONCURRENCY}.json")
         argv[argv.index("--max-concurrency") + 1] = CONCURRENCY
+        if use.benchmark["seed_per_point"]:
+            argv[argv.index("--seed") + 1] = SEED
         return replace(container, entrypoint=command[0], args=(*command[1:], *argv))
 
     def workflow(self, target: Path) -> str:
@@ -227,7 +231,7 @@ def renderings(config: Config, root: Path, python: tuple[int, int]) -> dict[str,
         if config.select and experiment.name not in config.select:
             continue
         benchmark = config.benchmarks[experiment.benchmark]
-        dataset = root / config.results / "datasets" / benchmark.dataset / "sharegpt.json"
+        dataset = root / config.results / "datasets" / benchmark.dataset / config.datasets[benchmark.dataset].file
         for name in experiment.deployments:
             deployment = config.deployments[name]
             if deployment.platform == platform.name:

@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from berth.figures import KINDS
+from berth.mode import mode_of
 from berth.report_words import alternative, meanings, summary
 from berth.validity import FLAGGING, REFUSING
 
@@ -120,7 +121,7 @@ def _facts(full: Mapping[str, Any], servers: Sequence[Mapping[str, Any]]) -> lis
         ("Dataset", str(dataset.get("name") if isinstance(dataset, dict) else dataset)),
         ("Prompts per point", str(bench.get("num_prompts"))),
         ("Seed, request rate", f"{bench.get('seed')}, {bench.get('request_rate')}"),
-        ("Mode", str(bench.get("mode") or "none set")),
+        ("Mode", mode_of(bench)),
         ("Client", ", ".join(clients)),
     ]
     return [(name, value) for name, value in facts if value]
@@ -149,6 +150,9 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+_WORST_FIRST = ("refused", "flagged", "accepted")
+
+
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The doubts by their code, those that refuse first, with what each means."""
     known, order = meanings(), [*REFUSING, *FLAGGING]
@@ -164,7 +168,7 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         told.append(
             {
                 "code": code,
-                "verdict": "flagged" if all(row["verdict"] == "flagged" for row in found) else "refused",
+                "verdict": next(each for each in _WORST_FIRST if any(row["verdict"] == each for row in found)),
                 "count": len({(r["experiment"], r["platform"], r["run"], r["concurrency"]) for r in found}),
                 "meaning": known.get(code),
                 "where": [f"{name}: at {', '.join(map(str, sorted(set(levels))))}" for name, levels in where.items()],

@@ -24,6 +24,8 @@ import pytest
 import berth._bench_worker as worker
 from berth.bench import settings_of
 from berth.client import BenchSettings, ClientFailed, bench_argv, open_client
+from berth.flags import Span
+from berth.recipe import Client
 
 if TYPE_CHECKING:
     from berth.client import BenchClient
@@ -81,7 +83,8 @@ def test_protocol_is_chosen_by_the_flag_of_the_version() -> None:
         served_model="tiny",
         tokenizer=Path("/models/tiny"),
         dataset_path=Path("/data/s.json"),
-        backend_flag="endpoint-type",
+        client=Client(Span(), "python3", ("vllm", "bench", "serve"), "endpoint-type"),
+        dataset={"name": "s"},
     )
     argv = bench_argv(settings, 4, Path("/s/c4.json"))
     assert argv[:2] == ["--endpoint-type", "openai-chat"]
@@ -371,7 +374,7 @@ def test_memo_hands_out_copies(tmp_path: Path) -> None:
 def test_the_last_bar_of_a_run_is_the_measured_phase() -> None:
     """A bar of a warm-up is forgotten when the next one is opened; a phase that never ended has no duration."""
     phase = worker.Phase()
-    assert phase.report() == {"cpu_s": None, "phase_s": None, "start": None, "end": None}
+    assert phase.report() == dict.fromkeys(("cpu_s", "phase_s", "start", "end", "loop_lag", "clock_step_s"))
     warm_up = phase.open(total=2)
     warm_up.update(1)
     warm_up.close()

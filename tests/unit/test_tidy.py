@@ -71,6 +71,7 @@ def record(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
             "command": ["vllm"],
             "cpu_s": 2.15,
             "cpu_fraction": 0.1,
+            "loop_lag": {"mean_ms": 1.0, "p99_ms": 12.5, "max_ms": 40.0},
         },
         "result": result,
         "requests_file": None,
@@ -133,6 +134,7 @@ def test_a_record_becomes_a_row_with_its_coordinates_settings_and_numbers(tmp_pa
         "prefix_cache_hit_rate": 0.25,
         "preemptions": 3,
         "client_cpu_fraction": 0.1,
+        "client_loop_lag_p99_ms": 12.5,
     }
     assert {name: row[name] for name in wanted} == wanted
     assert pd.isna(row["reason_codes"])
@@ -172,6 +174,16 @@ def test_a_point_without_result_and_counters_has_unknown_numbers(tmp_path: Path)
     row = tidy_records([], [write(tmp_path, crashed)]).iloc[0]
     assert row["num_prompts"] == 1000
     assert row[["completed", "failed", "output_throughput_tok_s", "prefix_cache_hit_rate"]].isna().all()
+
+
+def test_every_measured_point_has_a_mode(tmp_path: Path) -> None:
+    """What the record says, else what its definition says; one from before modes were written is the paper's."""
+    unnamed, told = record(1), record(2)
+    del unnamed["spec"]["benchmark"]["mode"]
+    del told["spec"]["benchmark"]["mode"]
+    told["method"] = {"mode": "paper", "seed": 1, "warm_up_prompts": 0, "prefix_cache": None, "idle_wait_s": None}
+    paths = [write(tmp_path, each, f"c{each['point']['concurrency']}.json") for each in (unnamed, told, record(3))]
+    assert list(tidy_records(paths, [])["mode"]) == ["paper", "paper", "clean"]
 
 
 def test_a_platform_without_accelerators_uses_none(tmp_path: Path) -> None:

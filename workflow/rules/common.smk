@@ -13,7 +13,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
-from berth.config import Network
+from berth.config import Deployment, Network
 from berth.coordinates import RunId
 from berth.errors import BerthError
 from berth.network import own_env
@@ -212,15 +212,115 @@ def marker_of(w):
 
 
 def sweep_inputs(w):
-    """The receipts that one sweep reads (staged model, staged image, dataset), and the marker of the part before it."""
+    """The receipts that one sweep reads (model, images, dataset), and the marker of the part before it."""
     run = PLAN.at(key_of(w))
+    return {
+        **receipts_of(run),
+        "before": PLAN.jobs.marker_before(key_of(w), int(w.attempt), w.part),
+        "tools": tool_receipts([run.benchmark.client]),
+    }
+
+
+def receipts_of(run):
+    """The receipts of a run's model, image and dataset."""
     platform = run.deployment.platform
     return {
         "model": f"{RESULTS}/staged/{platform}/{run.deployment.model}.json",
         "image": f"{RESULTS}/images/{platform}/{run.deployment.recipe}-{run.deployment.version}.json",
         "dataset": f"{RESULTS}/datasets/{run.benchmark.dataset}/receipt.json",
-        "before": PLAN.jobs.marker_before(key_of(w), int(w.attempt), w.part),
     }
+
+
+def tool_receipts(names):
+    """The receipts of the images of clients; none for vLLM's own, which is in the server's image."""
+    return [each["receipt"] for each in PLAN.tools(names).values()]
+
+
+CROSS_CHECK = f"{RESULTS}/cross_check/{BERTH.experiment or 'none'}/{BERTH.platform}"
+
+
+def cross_check_settings():
+    """What `cross_check` compares, as plain values."""
+    from berth.analysis import CrossCheckSettings
+
+    return asdict(BERTH.cross_check or CrossCheckSettings())
+
+
+def cross_check_request():
+    """What `cross_check` is told of its server."""
+    from berth.analysis import CrossCheckSettings
+    from berth.crosscheck import request_of
+
+    try:
+        return request_of(PLAN, BERTH.cross_check or CrossCheckSettings())
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def cross_check_inputs(w):
+    """The receipts that a cross-check reads."""
+    from berth.crosscheck import run_of
+
+    try:
+        run = run_of(PLAN, "cross_check")
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    return {
+        **receipts_of(run),
+        "tools": tool_receipts(cross_check_settings()["clients"]),
+    }
+
+
+def resources_of_cross_check():
+    """What its job asks the scheduler for: what the sweep of the run asks for, as often as it is measured."""
+    from berth.crosscheck import resources_of
+
+    def one(name, w):
+        try:
+            return resources_of(PLAN, len(cross_check_request()["tools"]) + 1)[name]
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
+
+    return {
+        name: partial(one, name)
+        for name in sweep_names(BERTH.platforms[BERTH.platform])
+    }
+
+
+def ceiling_inputs(w):
+    """The receipts that `client_ceiling` reads."""
+    from berth.crosscheck import run_of
+
+    try:
+        run = run_of(PLAN, "client_ceiling")
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    return {**receipts_of(run), "tools": tool_receipts([run.benchmark.client])}
+
+
+def ceiling_request():
+    """What `client_ceiling` is told."""
+    from berth.crosscheck import ceiling_request_of
+
+    try:
+        return ceiling_request_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def resources_of_ceiling():
+    """What its job asks the scheduler for: one node, for some minutes."""
+    from berth.resources import sweep_resources
+
+    platform = BERTH.platforms[BERTH.platform]
+    least = Deployment(
+        name="client_ceiling",
+        model="",
+        recipe="",
+        platform=platform.name,
+        version="",
+    )
+    return sweep_resources(least, platform, 15)
 
 
 def mirrored_image(w):

@@ -26,7 +26,7 @@ rule fetch_dataset:
     conda:
         "../../environment.yml"
     params:
-        dataset=lambda w: asdict(BERTH.datasets[w.dataset]),
-        dest=lambda w: f"{RESULTS}/datasets/{w.dataset}/sharegpt.json",
+        dataset=lambda w: BERTH.datasets[w.dataset].of_rules,
+        dest=lambda w: f"{RESULTS}/datasets/{w.dataset}/{BERTH.datasets[w.dataset].file}",
     script:
         "../scripts/fetch_dataset.py"
