@@ -273,9 +273,10 @@ def cross_check_inputs(w):
 
 def resources_of_cross_check():
     """What its job asks the scheduler for: what the sweep of the run asks for, as often as it is measured."""
-    from berth.crosscheck import resources_of
 
     def one(name, w):
+        from berth.crosscheck import resources_of
+
         try:
             return resources_of(PLAN, len(cross_check_request()["tools"]) + 1)[name]
         except BerthError as error:
