@@ -40,7 +40,9 @@ rule all:
     default_target: True
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
-        measurable(point_files(PLAN.missing) + figure_files() + report_files()),
+        measurable(
+            point_files(PLAN.missing) + figure_files() + report_files(), drawn=True
+        ),
 
 
 rule points:
@@ -50,7 +52,7 @@ rule points:
 
 rule figures:
     input:
-        measurable(figure_files()),
+        measurable(figure_files(), drawn=True),
 
 
 include: "workflow/rules/model.smk"

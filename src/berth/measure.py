@@ -20,7 +20,9 @@ from berth.measured import Point, PointFailed, judged, refusal
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.mode import Method, cache_state, mode_of, point_seed
 from berth.nodemodel import with_copies
+from berth.nodes import beside_server
 from berth.pointwatch import PointWatch
+from berth.power import Sampling
 from berth.ready import wait_until_ready
 from berth.recording import Instance, failure_of, point_record, wall_since
 from berth.serve import ServerDied
@@ -166,7 +168,10 @@ class Session:
                 method, idle = self._clean(level, method, started)
             watch = self._watch(on_progress)
             before = self._counters(wait_idle)
-            measured = self.client.measure(settings, level, self.deployed.exchange, watch.progress, watch.should_stop)
+            with self._power() as power:
+                measured = self.client.measure(
+                    settings, level, self.deployed.exchange, watch.progress, watch.should_stop
+                )
             self.server.check()
             self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
             counted = self._difference(before)
@@ -182,7 +187,15 @@ class Session:
             idle=idle,
             clock_step_s=clock_offset_s() - offset_s,
             engine_version=self.client.engine_version,
+            power=power,
         )
+
+    def _power(self) -> Sampling:
+        platform = self.request.platform_settings
+        nodes = self.deployed.job_nodes()[: self.request.deployment["nodes"]]
+        # The nodes of a cluster's pods are not this job's to look at.
+        settings = None if self.request.kubernetes else platform.get("power")
+        return Sampling(settings, [beside_server(platform, node) for node in nodes] or [()])
 
     def _settings(self, level: int) -> BenchSettings:
         return replace(self.settings, seed=point_seed(self.request.benchmark, level))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.ceilings import fraction_of
+from berth.reading import finite_number
 from berth.recording import point_record
 from berth.validity import Observed, judge, policy_of
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from berth.measurement import Measurement
     from berth.metrics import Difference
     from berth.mode import Method
+    from berth.power import Sampling
     from berth.recording import Instance
     from berth.serve import ServerDied
     from berth.validity import Judgement
@@ -53,6 +55,7 @@ def judged(
     idle: Idle | None,
     clock_step_s: float,
     engine_version: str | None,
+    power: Sampling | None = None,
 ) -> Point:
     """The point, if it can be believed. `clock_step_s` is by how much the wall clock of Berth's side was set meanwhile.
 
@@ -106,6 +109,13 @@ def judged(
         validity=judgement.as_dict(),
         failure=failure,
         method=method,
+        power=power.section(
+            (measured.phase_start, measured.phase_end),
+            measured.client_duration_s,
+            finite_number(measured.result.get("total_output_tokens")),
+        )
+        if power
+        else None,
     )
     if failure:
         raise PointFailed(record, measured.requests, failure["cause"], None)

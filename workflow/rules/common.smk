@@ -169,11 +169,14 @@ def check_one_server():
         )
 
 
-def measurable(files):
-    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured."""
+def measurable(files, drawn=False):
+    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured.
+
+    `drawn` says that figures are among them.
+    """
 
     def wanted(wildcards):
-        ASKED.add("measurements")
+        ASKED.update({"measurements", "figures"} if drawn else {"measurements"})
         try:
             PLAN.require_measurable()
         except BerthError as error:
@@ -270,9 +273,10 @@ def cross_check_inputs(w):
 
 def resources_of_cross_check():
     """What its job asks the scheduler for: what the sweep of the run asks for, as often as it is measured."""
-    from berth.crosscheck import resources_of
 
     def one(name, w):
+        from berth.crosscheck import resources_of
+
         try:
             return resources_of(PLAN, len(cross_check_request()["tools"]) + 1)[name]
         except BerthError as error:
@@ -357,9 +361,22 @@ def end_of_run():
 
 
 def tell_failures():
-    """Put what failed into the figures, and say where it is told; nothing where no measurement was asked for."""
+    """Say where it is told what failed, and put it into the figures where these were asked for.
+
+    Nothing where no measurement was asked for.
+    """
     if not ASKED:
         return
+    print(
+        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/."
+    )
+    if "figures" in ASKED:
+        draw_failures()
+    print("The same command measures what is still missing.")
+
+
+def draw_failures():
+    """Put what failed into the figures and the report."""
     from berth.draw import draw_what_there_is
     from berth.report import report_what_there_is
     from berth.report_request import what_there_is
@@ -372,10 +389,10 @@ def tell_failures():
         report_what_there_is(**what_there_is(plan, looked_s))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
-    print(
-        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
-        f"The figures in {RESULTS}/figures/ and {RESULTS}/report/index.html show it. The same command measures what is still missing."
-    )
+    else:
+        print(
+            f"The figures in {RESULTS}/figures/ and {RESULTS}/report/index.html show it."
+        )
 
 
 def one_resource(name, w):
