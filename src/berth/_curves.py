@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.float64]
 
+CONCURRENCY, RATE = "concurrency", "request_rate_req_s"
 _DEFINITION = ["source", "experiment", "figure", "platform", "deployment", "spec"]
 # What may tell two curves of one platform apart, in the order in which a label uses it.
 _QUALIFIERS = ("source", "deployment", "figure", "experiment", "spec")
@@ -26,7 +27,7 @@ class Mark:
     """A point without a usable value: its place in the curve, and the words for it."""
 
     position: int
-    concurrency: int
+    level: float
     text: str
     crashed: bool
 
@@ -50,13 +51,17 @@ class _Table:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run. `concurrency` holds every level that a run of the same definition has, measured in this run or not."""
+    """One run. `levels` holds every level that a run of the same definition has, measured in this run or not.
+
+    `axis` is the column that they are of: CONCURRENCY, or RATE where rates were swept.
+    """
 
     label: str
     platform: str
     group: int
     run: int
-    concurrency: Numbers
+    axis: str
+    levels: Numbers
     flagged: NDArray[np.bool_]
     marks: tuple[Mark, ...]
     _table: _Table
@@ -66,7 +71,7 @@ class Curve:
     @property
     def rows(self) -> NDArray[np.intp]:
         """The row of the table at each level, counted from 0; -1 where this run has none."""
-        spread = np.full(len(self.concurrency), -1, dtype=np.intp)
+        spread = np.full(len(self.levels), -1, dtype=np.intp)
         spread[self._places] = self._rows
         return spread
 
@@ -80,7 +85,7 @@ class Curve:
         return self._spread(self._table.numbers(column)[self._rows])
 
     def _spread(self, numbers: Numbers) -> Numbers:
-        spread = np.full(len(self.concurrency), np.nan)
+        spread = np.full(len(self.levels), np.nan)
         spread[self._places] = numbers
         return spread
 
@@ -94,7 +99,8 @@ def curves(df: pd.DataFrame) -> list[Curve]:
     if df.empty:
         return []
     table = _Table(df)
-    level = table.numbers("concurrency")
+    rates = table.numbers(RATE)
+    level = np.where(np.isfinite(rates), rates, table.numbers(CONCURRENCY))
     labels, platforms, hosts = _labels(df), table.words("platform_label"), table.words("host")
     statuses, codes = table.words("status"), table.words("reason_codes")
     groups = df.groupby(_DEFINITION, sort=False, dropna=False).ngroup().to_numpy()
@@ -112,10 +118,11 @@ def curves(df: pd.DataFrame) -> list[Curve]:
             platform=platforms[rows[0]],
             group=int(group),
             run=runs[group],
-            concurrency=levels[group],
+            axis=RATE if np.isfinite(rates[rows[0]]) else CONCURRENCY,
+            levels=levels[group],
             flagged=flagged,
             marks=tuple(
-                Mark(int(place), int(level[row]), *_word(statuses[row], codes[row]))
+                Mark(int(place), float(level[row]), *_word(statuses[row], codes[row]))
                 for place, row in zip(places, rows, strict=True)
                 if statuses[row] in {"crashed", "failed"}
             ),
@@ -129,7 +136,7 @@ def curves(df: pd.DataFrame) -> list[Curve]:
 
 
 def _split(numbers: NDArray[np.integer[Any]], level: Numbers) -> list[NDArray[np.intp]]:
-    """The rows of each number, the rows of one number by concurrency."""
+    """The rows of each number, the rows of one number by level."""
     order = np.lexsort((level, numbers))
     return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
 
@@ -150,7 +157,7 @@ def notes(df: pd.DataFrame) -> list[str]:
 
 def without_value(drawn: list[Curve]) -> str:
     """A sentence that lists the points that crashed or failed, for figures in which they have no place; "" for none."""
-    told = [f"{curve.label} at {mark.concurrency} ({mark.text})" for curve in drawn for mark in curve.marks]
+    told = [f"{curve.label} at {mark.level:g} ({mark.text})" for curve in drawn for mark in curve.marks]
     if not told:
         return ""
     more = f" and {len(told) - 8} more" if len(told) > 8 else ""

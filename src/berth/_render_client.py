@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from berth import _render_parts as parts
 from berth._render_server import working_folder
+from berth.coordinates import plain_rate
 from berth.shelltext import comment, exports, script
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def _client(rendering: Rendering, use: Use) -> str:
     return script(
         _head(rendering, use),
         parts.beginning(rendering),
-        _settings(rendering),
+        _settings(rendering, use),
         _secrets(rendering),
         parts.environment(rendering, container)
         + comment("The server is never behind a proxy.")
@@ -38,16 +39,16 @@ def _client(rendering: Rendering, use: Use) -> str:
         working_folder(rendering),
         parts.container_name(rendering),
         parts.command(rendering, container),
-        f'echo "the client\'s own result: {rendering.scratch}/c$CONCURRENCY.json"\n',
+        f'echo "the client\'s own result: {rendering.scratch}/{"q" if use.by_rate else "c"}${use.variable}.json"\n',
     )
 
 
 def _head(rendering: Rendering, use: Use) -> str:
-    levels = " ".join(str(level) for level in use.benchmark["concurrency"])
+    levels = " ".join(plain_rate(level) for level in use.levels)
     lines = [
         f"One point of {use.experiment.name}: {use.benchmark['num_prompts']} prompts to {rendering.deployment.name}.",
         "",
-        "    CONCURRENCY=16 bash client.sh",
+        f"    {use.variable}=16 bash client.sh",
         "",
         f"The levels of the experiment: {levels}. {_where(rendering)}",
         "",
@@ -70,12 +71,12 @@ def _where(rendering: Rendering) -> str:
     return "BASE_URL says where the server is, if not on this node."
 
 
-def _settings(rendering: Rendering) -> str:
+def _settings(rendering: Rendering, use: Use) -> str:
     base_url = f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
     if rendering.deployment.client_nodes:
         base_url = ': "${BASE_URL:?is not set; export the address of the server, which is on another node}"\n'
     # Neither is for the client's own environment.
-    return 'CONCURRENCY="${CONCURRENCY:-1}"\n' + base_url + "export -n CONCURRENCY BASE_URL\n"
+    return f'{use.variable}="${{{use.variable}:-1}}"\n' + base_url + f"export -n {use.variable} BASE_URL\n"
 
 
 def _secrets(rendering: Rendering) -> str:

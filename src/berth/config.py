@@ -9,6 +9,7 @@ from berth.access_settings import Access
 
 if TYPE_CHECKING:
     from berth.analysis import CompareSettings, StatisticsSettings
+    from berth.coordinates import Level, Rate
     from berth.kubernetes import Kubernetes
 
 
@@ -322,13 +323,20 @@ class Benchmark:
     dataset: str
     num_prompts: int
     seed: int
-    concurrency: tuple[int, ...]
+    concurrency: tuple[int, ...] = ()
+    request_rates: tuple[Rate, ...] = ()
+    max_concurrency: int | None = None
     request_rate: float | Literal["inf"] = "inf"
     temperature: float | None = 0.0
     ignore_eos: bool = False
     warm_up_prompts: int = 16
     mode: Literal["paper", "clean"] | None = None
     validity: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """What is swept, rising: levels of concurrency, or request rates."""
+        return self.request_rates or self.concurrency
 
 
 @dataclass(frozen=True)

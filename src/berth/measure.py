@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.bench import settings_of
 from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
+from berth.coordinates import Rate
 from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from berth.bench import BenchSettings
+    from berth.coordinates import Level
     from berth.launch import Deployed
     from berth.measurement import Measurement
     from berth.serve import Running
@@ -142,7 +144,7 @@ class Session:
     def _warm_up(self) -> None:
         count = self.request.benchmark["warm_up_prompts"]
         if count:
-            concurrency = min(count, max(self.request.levels))
+            concurrency = min(count, most_in_flight(self.request))
             # A server that hangs would hold its accelerators here as well as in a point.
             watch = _Watch(self, lambda _completed, _total: None)
             self.client.warm_up(
@@ -157,7 +159,7 @@ class Session:
         self.instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})
         logger.info("server: warm after %.1f s", elapsed_s)
 
-    def measure(self, level: int, on_progress: Callable[[int, int], None]) -> Point:
+    def measure(self, level: Level, on_progress: Callable[[int, int], None]) -> Point:
         """Measure one level and judge it.
 
         Raises:
@@ -197,15 +199,17 @@ class Session:
         after = self._counters(wait_idle)
         return None if before is None or after is None else difference(before, after)
 
-    def _judged(self, level: int, measured: Measurement, counted: Difference | None) -> Point:
+    def _judged(self, level: Level, measured: Measurement, counted: Difference | None) -> Point:
         client = measured.client_section()
         judgement = judge(
             Observed(
                 result=measured.result,
                 requests=measured.requests,
-                concurrency=level,
+                concurrency=level if isinstance(level, int) else most_in_flight(self.request),
                 num_prompts=self.request.benchmark["num_prompts"],
-                request_rate=self.request.benchmark["request_rate"],
+                request_rate=level if isinstance(level, Rate) else self.request.benchmark["request_rate"],
+                # With a limit, a rate is a wish; so is a concurrency at a rate.
+                offered=isinstance(level, Rate) and self.request.benchmark["max_concurrency"] is None,
                 server_metrics=counted.server_metrics if counted else None,
                 restarted=counted.restarted if counted else False,
                 cpu_fraction=client["cpu_fraction"],
@@ -243,7 +247,7 @@ class Session:
             record, measured.requests, measured.client_duration_s or 0.0, told + (f", {flags}" if flags else "")
         )
 
-    def _broke_off(self, level: int, error: BerthError, started: float) -> PointFailed:
+    def _broke_off(self, level: Level, error: BerthError, started: float) -> PointFailed:
         death = error if isinstance(error, ServerDied) else None
         if death is None:
             # A client that lost its server fails first; the server's end is the cause then.
@@ -302,6 +306,14 @@ class _Watch:
         counters = self._session.counters_now()
         tokens = counters.counters.get("generation_tokens") if counters else None
         return None if tokens is None else self._completed + tokens
+
+
+def most_in_flight(request: SweepRequest) -> int:
+    """The most requests that any point of the sweep can have in flight."""
+    levels = [level for level in request.levels if isinstance(level, int)]
+    if levels:
+        return max(levels)
+    return int(request.benchmark["max_concurrency"] or request.benchmark["num_prompts"])
 
 
 def _bench_settings(deployed: Deployed, request: SweepRequest, base_url: str) -> BenchSettings:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from berth.columns import row_entry
 from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
 from berth.errors import BerthError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from berth.rendering import Rendering
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
+# The kinds of a sweep over request rates.
+RATE_KINDS = (*(f"{kind}_over_rate" for kind in FIGURE_KINDS[:-1]), FIGURE_KINDS[-1])
 # Published sets hold one number per point: output tokens per second.
 PUBLISHED_KINDS = ("output_throughput",)
 # The files of each figure.
@@ -44,8 +47,8 @@ class Run:
 
     @property
     def points(self) -> tuple[PointId, ...]:
-        """Its points, by rising concurrency."""
-        return tuple(self.id.point(level) for level in self.benchmark.concurrency)
+        """Its points, by rising level."""
+        return tuple(self.id.point(level) for level in self.benchmark.levels)
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,19 @@ class Plan:
     @cached_property
     def figures(self) -> dict[str, tuple[str, ...]]:
         """Kinds of figure per experiment that has something to draw."""
-        measured = {run.experiment.name for run in self.runs.values()} if not self.config.partial else set()
-        measured |= {key.split("/", 1)[0] for key in self.existing | set(self.failures)}
+        keys = self.existing | set(self.failures)
+        if not self.config.partial:
+            keys |= {point.key for run in self.runs.values() for point in run.points}
+        by_rate = {key.partition("/")[0] for key in keys if key.rpartition("/")[2].startswith("q")}
+        measured = {key.partition("/")[0] for key in keys if key.rpartition("/")[2].startswith("c")}
         measured |= {path.parents[3].name for path in self.imported}
         drawn: dict[str, tuple[str, ...]] = {}
         for name, experiment in self.config.experiments.items():
             if self.config.select and name not in self.config.select:
                 continue
-            if name in measured:
-                drawn[name] = FIGURE_KINDS
+            if name in measured or name in by_rate:
+                kinds = (FIGURE_KINDS if name in measured else ()) + (RATE_KINDS if name in by_rate else ())
+                drawn[name] = tuple(dict.fromkeys(kinds))
             elif experiment.published:
                 drawn[name] = PUBLISHED_KINDS
         return drawn
@@ -132,7 +139,7 @@ class Plan:
                 "deployment": run.deployment.name,
                 "spec": run.id.spec,
                 "run": run.id.run,
-                "concurrency": point.concurrency,
+                **row_entry(point.level, run.benchmark.max_concurrency),
             }
             for run in self.runs.values()
             if run.id.key in failed
@@ -165,7 +172,7 @@ class Plan:
             "spec": where.spec,
             "run": where.run,
             "definition": found.definition.full,
-            "levels": levels_of(part, found.benchmark.concurrency),
+            "levels": levels_of(part, found.benchmark.levels),
             "deployment": asdict(deployment),
             "benchmark": asdict(found.benchmark),
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
@@ -281,11 +288,12 @@ def _runs(config: Config, root: Path, unmeasurable: list[str]) -> list[Run]:
 def _keys(folder: Path, experiments: set[str]) -> list[str]:
     found = []
     for experiment in sorted(experiments):
-        for path in (folder / experiment).glob("*/*/run*/c*.json"):
+        for path in (folder / experiment).glob("*/*/run*/[cq]*.json"):
             key = path.relative_to(folder).as_posix().removesuffix(".json")
             if parse_point(key) is None:
                 raise BerthError(
-                    f"{path}: this is no path of a point (SPEC is ten hexadecimal digits, then runN/cN.json). "
+                    f"{path}: this is no path of a point (SPEC is ten hexadecimal digits, then runN/cN.json or "
+                    "runN/qRATE.json). "
                     "Move it away, or correct its name."
                 )
             found.append(key)

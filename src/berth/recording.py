@@ -9,12 +9,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from berth.client import ClientFailed
+from berth.coordinates import level_entry
 from berth.holder import job_id
 from berth.record import FIRST_REQUEST, build_record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from berth.coordinates import Level
     from berth.errors import BerthError
     from berth.launch import Deployed
 
@@ -57,7 +59,7 @@ def failure_of(error: BerthError, log: str) -> dict[str, Any]:
 
 def point_record(
     deployed: Deployed,
-    concurrency: int,
+    level: Level,
     instance: Instance,
     *,
     client: dict[str, Any],
@@ -76,7 +78,7 @@ def point_record(
             "platform": request.platform,
             "spec": request.spec,
             "run": request.run,
-            "concurrency": concurrency,
+            **level_entry(level),
             "deployment": request.deployment["name"],
         },
         spec=request.definition,

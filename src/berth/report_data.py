@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _DIGITS = 6
 # Columns of the points' tables, in their order; a column without any value is left out.
 TABLE = (
-    *("source", "platform_label", "deployment", "spec", "run", "host", "job_id", "concurrency", "status"),
+    *("source", "platform_label", "deployment", "spec", "run", "host", "job_id", "concurrency"),
+    *("request_rate_req_s", "status"),
     "reason_codes",
     *("output_throughput_tok_s", "request_throughput_req_s", "total_token_throughput_tok_s", "request_goodput_req_s"),
     *(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS),
@@ -105,7 +106,8 @@ def for_page(each: Shown) -> dict[str, Any]:
                 "platform": curve.platform,
                 "group": curve.group,
                 "run": curve.run,
-                "levels": [int(level) for level in curve.concurrency],
+                "axis": curve.axis,
+                "levels": [rounded(level) for level in curve.levels],
                 "rows": [int(row) for row in curve.rows],
                 "marks": [[mark.position, mark.text, mark.crashed] for mark in curve.marks],
             }

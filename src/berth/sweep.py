@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berth.coordinates import RunId
+from berth.coordinates import RunId, level_words
 from berth.errors import BerthError
 from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
@@ -26,6 +26,7 @@ from berth.signals import announce, terminate_as_exception, uninterrupted
 from berth.spool import Spool
 
 if TYPE_CHECKING:
+    from berth.coordinates import Level
     from berth.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class SweepRequest:
     spec: str
     run: int
     definition: dict[str, Any]
-    levels: list[int]
+    levels: list[Level]
     deployment: dict[str, Any]
     benchmark: dict[str, Any]
     recipe_file: str
@@ -141,7 +142,7 @@ class _Sweep:
     measured_s: float = 0.0
     lost_s: list[float] = field(default_factory=list)
 
-    def run(self, missing: list[int]) -> None:
+    def run(self, missing: list[Level]) -> None:
         progress = SweepProgress(list(missing), file=self.spool.progress)
         started = time.monotonic()
         left = list(missing)
@@ -161,7 +162,7 @@ class _Sweep:
                 if instance <= self.request.restarts:
                     logger.warning("starting the server again (%d of %d)", instance, self.request.restarts)
             else:
-                logger.error("the server died once more; not measured: concurrency %s", ", ".join(map(str, left)))
+                logger.error("the server died once more; not measured: %s", ", ".join(map(level_words, left)))
         except LeaseLost:
             # The reserve and everything else in the spool are the successor's.
             raise
@@ -182,7 +183,7 @@ class _Sweep:
                     lost,
                 )
 
-    def _one_server(self, instance: int, left: list[int], progress: SweepProgress) -> None:
+    def _one_server(self, instance: int, left: list[Level], progress: SweepProgress) -> None:
         """Measure levels, removing each from `left`, until none is left or the server is dead."""
         for attempt in range(1, _PORT_TRIES + 1):
             try:
@@ -201,7 +202,7 @@ class _Sweep:
                 break
 
     @contextlib.contextmanager
-    def _session(self, instance: int, next_level: int) -> Any:
+    def _session(self, instance: int, next_level: Level) -> Any:
         started = time.time()
         with contextlib.ExitStack() as stack:
             try:
@@ -216,7 +217,7 @@ class _Sweep:
                 raise
             yield session
 
-    def _startup_failed(self, error: BerthError, instance: int, started: float, level: int) -> None:
+    def _startup_failed(self, error: BerthError, instance: int, started: float, level: Level) -> None:
         log = self.deployed.log_name(getattr(error, "log_path", self.deployed.server_log))
         record = point_record(
             self.deployed,
@@ -228,7 +229,7 @@ class _Sweep:
         )
         self.spool.fail(level, record, None)
 
-    def _measure(self, session: Session, left: list[int], progress: SweepProgress) -> None:
+    def _measure(self, session: Session, left: list[Level], progress: SweepProgress) -> None:
         while left:
             level = left[0]
             self.spool.reserve(self.request.benchmark["num_prompts"])

@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS
+from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS, row_entry
+from berth.coordinates import level_of
 from berth.errors import BerthError
 from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
@@ -32,7 +33,7 @@ def tidy_records(
     platform_labels: Mapping[str, str] | None = None,
     imported: Sequence[Path] = (),
 ) -> pd.DataFrame:
-    """One row per point, sorted by experiment, platform, deployment, spec, run and concurrency.
+    """One row per point, sorted by experiment, platform, deployment, spec, run and level.
 
     A point that has a record is taken from it. One that has none is taken from its failure, and one that has neither
     from `not_run`, whose mappings hold column names and at least the point's coordinates. `platform_labels` are the
@@ -109,21 +110,22 @@ def read_tidy(path: Path) -> pd.DataFrame:
     return table
 
 
-_ORDER = ("experiment", "platform", "deployment", "spec", "run", "concurrency")
+_ORDER = ("experiment", "platform", "deployment", "spec", "run", "concurrency", "request_rate_req_s")
 _PANDAS_TYPES = {pa.string(): pd.StringDtype(), pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype()}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in POINT_KEY)
+    return tuple(row.get(name) for name in POINT_KEY)
 
 
 def _where(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {row[name]}" for name in POINT_KEY)
+    return ", ".join(f"{name} {row[name]}" for name in POINT_KEY if row.get(name) is not None)
 
 
 def _not_run(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(BY_NAME))
-    missing = [name for name in POINT_KEY if given.get(name) is None]
+    level = () if given.get("request_rate_req_s") is not None else ("concurrency",)
+    missing = [name for name in (*POINT_KEY[:4], *level) if given.get(name) is None]
     if unknown or missing:
         raise BerthError(
             f"A point that was not run is described by columns of docs/tidy.md and needs {', '.join(POINT_KEY)}: "
@@ -159,7 +161,8 @@ def _row(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     used = 0 if per_node == 0 else (tensor * pipeline if tensor is not None and pipeline is not None else None)
     row |= {
         "source": "measured",
-        **{name: point.get(name) for name in ("experiment", "platform", "deployment", "spec", "run", "concurrency")},
+        **{name: point.get(name) for name in ("experiment", "platform", "deployment", "spec", "run")},
+        **row_entry(level_of(point), benchmark.get("max_concurrency")),
         "host": _str(server.get("host")),
         "job_id": _str(server.get("job_id")),
         "server_instance": number("server", server, "instance"),

@@ -16,6 +16,7 @@ REFUSING = (
     "zero_tokens",
     "short_run",
     "concurrency_not_delivered",
+    "rate_not_offered",
     "server_restarted",
     "engine_died",
 )
@@ -27,14 +28,16 @@ class Thresholds:
     """Where doubt begins; docs/validity.md gives the reason of each default.
 
     `max_failed` requests may fail; the client's own duration is at least `min_duration_s`; at least
-    `min_concurrency_fraction` of the concurrency is delivered; the client uses at most `client_bound_cpu` CPU seconds
-    per second; at most `warm_cache_hit_rate` of the queried tokens come from the prefix cache; at most
+    `min_concurrency_fraction` of the concurrency, and `min_rate_fraction` of a swept rate, is delivered; the client
+    uses at most `client_bound_cpu` CPU seconds per second; at most `warm_cache_hit_rate` of the queried tokens come
+    from the prefix cache; at most
     `max_preemptions` happen; client and server differ by at most `token_mismatch_fraction` in output tokens.
     """
 
     max_failed: int = 0
     min_duration_s: float = 2.0
     min_concurrency_fraction: float = 0.9
+    min_rate_fraction: float = 0.9
     client_bound_cpu: float = 0.9
     warm_cache_hit_rate: float = 0.05
     max_preemptions: int = 0
@@ -75,7 +78,7 @@ class Observed:
 
     `result` and `requests` are the client's (`berth.record.split_result`), `server_metrics` and `restarted` are of
     `berth.metrics.difference`, `cpu_fraction` is the client's CPU seconds per measured second. What is None is not
-    judged.
+    judged. `offered` says that the rate was asked for without a limit on requests in flight.
     """
 
     result: Mapping[str, Any]
@@ -86,6 +89,7 @@ class Observed:
     server_metrics: Mapping[str, float | None] | None = None
     restarted: bool = False
     cpu_fraction: float | None = None
+    offered: bool = False
 
 
 def judge(observed: Observed, thresholds: Thresholds) -> Judgement:
@@ -121,6 +125,7 @@ def _refusals(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
     if failed is None:
         # A failed request has no latency: what it does to the concurrency is told by its own reason.
         yield from _concurrency_not_delivered(observed, thresholds)
+        yield from _rate_not_offered(observed, thresholds)
 
 
 def _failed_requests(observed: Observed, thresholds: Thresholds) -> Reason | None:
@@ -147,6 +152,15 @@ def _concurrency_not_delivered(observed: Observed, thresholds: Thresholds) -> It
         f"The client kept {fraction * wanted:.1f} requests in flight while it had more to send; {wanted} were asked."
     )
     yield Reason("concurrency_not_delivered", message, fraction, thresholds.min_concurrency_fraction)
+
+
+def _rate_not_offered(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
+    rate = offered_rate(observed.requests) if observed.offered else None
+    if rate is None or rate >= thresholds.min_rate_fraction * float(observed.request_rate):
+        return
+    fraction = rate / float(observed.request_rate)
+    message = f"The client sent {rate:.3g} requests/s; {float(observed.request_rate):g} were asked."
+    yield Reason("rate_not_offered", message, fraction, thresholds.min_rate_fraction)
 
 
 def _flags(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
@@ -204,6 +218,17 @@ def delivered_fraction(result: Mapping[str, Any], requests: Mapping[str, Any], c
     if not duration:
         return None
     return min(1.0, (sum(latencies) / k + (1 - 1 / k) * max(latencies)) / duration)
+
+
+def offered_rate(requests: Mapping[str, Any]) -> float | None:
+    """Requests per second that the client sent, from its own start times; None where it wrote none.
+
+    vLLM's client draws the gaps and then scales them, so that the last one ends after number / rate: the number of
+    requests counts, and not that of the gaps between them, of which one is before the first request.
+    """
+    starts = [start for each in requests.get("start_times") or () if (start := _number(each)) is not None]
+    span = max(starts, default=0.0) - min(starts, default=0.0)
+    return len(starts) / span if span > 0 else None
 
 
 def _latencies(requests: Mapping[str, Any]) -> list[float]:

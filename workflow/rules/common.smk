@@ -14,7 +14,7 @@ from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
 from berth.config import Network
-from berth.coordinates import RunId
+from berth.coordinates import LEVEL_PATTERN, RunId, parse_level
 from berth.errors import BerthError
 from berth.network import own_env
 from berth.parse import load_config
@@ -46,9 +46,7 @@ RESULTS = BERTH.results
 ASKED = set()
 # Names become folders, so they hold no slash.
 NAME = r"[^/]+"
-POINT = (
-    f"{RESULTS}/points/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}"
-)
+POINT = f"{RESULTS}/points/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/{{level}}"
 
 
 wildcard_constraints:
@@ -60,7 +58,7 @@ wildcard_constraints:
     kind=NAME,
     spec=r"[0-9a-f]{10}",
     run=r"[0-9]+",
-    concurrency=r"[0-9]+",
+    level=LEVEL_PATTERN,
     attempt=r"[0-9]+",
     part=PART,
 
@@ -203,7 +201,7 @@ def key_of(w):
 def marker_of(w):
     """The marker of the sweep that measures a point; none for a point that waits in the spool."""
     try:
-        return PLAN.jobs.marker(key_of(w), int(w.concurrency))
+        return PLAN.jobs.marker(key_of(w), parse_level(w.level))
     except BerthError as error:
         raise WorkflowError(str(error)) from None
 
