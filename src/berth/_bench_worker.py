@@ -1,9 +1,10 @@
 """The warm benchmark client: vLLM's own `bench serve`, imported once, run once per line of standard input.
 
-This file runs inside the image's Python, where Berth is not installed: standard library at the top, vLLM inside. It
-holds no benchmark code of its own. It takes vLLM's parser and vLLM's `main`, and replaces three names in the module
-`vllm.benchmarks.serve`: the progress bar (to report progress, and when the measured phase begins and ends), and the
-loaders of tokenizer and samples (which give the same value for the same arguments, without reading the files again).
+This file, and `_client_watch.py` beside it, run inside the image's Python, where Berth is not installed: standard
+library at the top, vLLM inside. It holds no benchmark code of its own. It takes vLLM's parser and vLLM's `main`, and
+replaces three names in the module `vllm.benchmarks.serve`: the progress bar (to report progress, and when the measured
+phase begins and ends), and the loaders of tokenizer and samples (which give the same value for the same arguments,
+without reading the files again).
 
 Standard input, one JSON object per line:
     {"do": "prepare", "argv": [...]}     load tokenizer and samples for these arguments, send no request
@@ -12,7 +13,10 @@ Standard output, one JSON object per line:
     {"event": "ready", "mode": "warm" | "process", "version": str | null, "reason": str | null, "import_s": float}
     {"event": "prepared", "error": str | null}
     {"event": "progress", "completed": int, "total": int}
-    {"event": "measured", "error": str | null, "cpu_s", "phase_s", "start", "end"}
+    {"event": "measured", "error": str | null, "cpu_s", "phase_s", "start", "end", "loop_lag", "clock_step_s"}
+With `--samples ASKED FILE` it writes the samples of each `argv` of the JSON list in ASKED to FILE (a list with an entry
+per `argv`: rows of `prompt`, `prompt_len`, `output_len`, in the order of the requests) and ends: other clients ask the
+same.
 What vLLM prints goes to standard error. The end of standard input ends the process at once, also in a point: when
 the parent is killed, no client goes on sending requests.
 """
@@ -25,6 +29,7 @@ import gc
 import importlib.metadata
 import json
 import os
+import pathlib
 import queue
 import sys
 import threading
@@ -32,6 +37,12 @@ import time
 import traceback
 import types
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+try:
+    from _client_watch import LoopLag, clock_offset_s  # type: ignore[import-not-found, unused-ignore]
+except ModuleNotFoundError:
+    # Where Berth is installed, for its tests: this file is no script then.
+    from berth._client_watch import LoopLag, clock_offset_s
 
 if TYPE_CHECKING:
     import argparse
@@ -64,16 +75,17 @@ class Channel:
 
 
 class Clocks(NamedTuple):
-    """Seconds since 1970, of a clock that never steps, and of this process's CPU."""
+    """Seconds since 1970, of a clock that never steps, and of this process's CPU; how far the first two are apart."""
 
     wall: float
     monotonic: float
     cpu: float
+    offset: float
 
     @classmethod
     def now(cls) -> Clocks:
-        """The three clocks, read together."""
-        return cls(time.time(), time.perf_counter(), time.process_time())
+        """The clocks, read together."""
+        return cls(time.time(), time.perf_counter(), time.process_time(), clock_offset_s())
 
 
 class Phase:
@@ -84,6 +96,7 @@ class Phase:
     """
 
     def __init__(self) -> None:
+        self.lag = LoopLag()
         self.reset()
 
     def reset(self) -> None:
@@ -96,6 +109,7 @@ class Phase:
     def open(self, *_args: Any, total: int = 0, **_options: Any) -> Phase:
         """What `tqdm(total=...)` is replaced by."""
         self.total, self.completed = total, 0
+        self.lag.start()
         self.began, self.ended = Clocks.now(), None
         return self
 
@@ -106,17 +120,24 @@ class Phase:
     def close(self) -> None:
         """All requests are done."""
         self.ended = Clocks.now()
+        self.lag.stop()
 
-    def report(self) -> dict[str, float | None]:
-        """CPU and wall seconds of the phase, and its start and end in seconds since 1970; null where it never ended."""
+    def report(self) -> dict[str, Any]:
+        """CPU and wall seconds of the phase, its start and end in seconds since 1970, and what it saw of itself.
+
+        Null where it never ended.
+        """
         began, ended = self.began, self.ended
         if began is None or ended is None:
-            return {"cpu_s": None, "phase_s": None, "start": began.wall if began else None, "end": None}
+            nothing = dict.fromkeys(("cpu_s", "phase_s", "end", "loop_lag", "clock_step_s"))
+            return {**nothing, "start": began.wall if began else None}
         return {
             "cpu_s": ended.cpu - began.cpu,
             "phase_s": ended.monotonic - began.monotonic,
             "start": began.wall,
             "end": ended.wall,
+            "loop_lag": self.lag.report(),
+            "clock_step_s": ended.offset - began.offset,
         }
 
 
@@ -186,6 +207,7 @@ class Bench:
         self.phase = Phase()
         self.samples = SampleMemo(serve.get_samples)
         self._preparing = False
+        self._rows: list[dict[str, Any]] = []
         serve.tqdm = self.phase.open
         serve.get_tokenizer = functools.cache(serve.get_tokenizer)
         serve.get_samples = self._samples_or_leave
@@ -194,6 +216,7 @@ class Bench:
     def _samples_or_leave(self, *args: Any, **options: Any) -> list[Any]:
         samples = self.samples(*args, **options)
         if self._preparing:
+            self._rows = [_row(sample) for sample in samples]
             raise _PreparedError
         return samples
 
@@ -216,6 +239,15 @@ class Bench:
         # vLLM does this before every benchmark; the first time costs half a second, which is better spent here.
         gc.collect()
         gc.freeze()
+
+    def rows(self, argv: list[str]) -> list[dict[str, Any]]:
+        """The samples that `run` would ask for, in its order."""
+        self.prepare(argv)
+        return self._rows
+
+
+def _row(sample: Any) -> dict[str, Any]:
+    return {"prompt": sample.prompt, "prompt_len": sample.prompt_len, "output_len": sample.expected_output_len}
 
 
 def version() -> str | None:
@@ -296,6 +328,11 @@ def main() -> int:
     """Answer commands until standard input ends."""
     if sys.argv[1:] == ["--version"]:
         print(json.dumps({"version": version()}))
+        return 0
+    if sys.argv[1:2] == ["--samples"]:
+        bench = load()
+        asked, written = map(pathlib.Path, sys.argv[2:])
+        written.write_text(json.dumps([bench.rows(argv) for argv in json.loads(asked.read_text())]), encoding="utf-8")
         return 0
     channel = Channel(_private_stdout())
     commands: queue.Queue[dict[str, Any]] = queue.Queue()

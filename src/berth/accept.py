@@ -41,7 +41,8 @@ def accept_point(results: Path, point: PointId) -> None:
         _copy(spooled.with_name(record["requests_file"]), target.with_name(record["requests_file"]))
     _copy(spooled, target)
     for reason in record["validity"]["reasons"]:
-        logger.warning("%s flagged: %s: %s", point.key, reason["code"], reason["message"])
+        action = "accepted" if reason.get("action") == "accept" else "flagged"
+        logger.warning("%s %s: %s: %s", point.key, action, reason["code"], reason["message"])
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -58,6 +58,27 @@ class StatisticsSettings:
     precision: float = 0.02
 
 
+@dataclass(frozen=True)
+class CrossCheckSettings:
+    """Clients that are compared on one server, the first being the reference, how often, and at which levels.
+
+    Without levels, the least, the middle and the largest of the benchmark. Means closer than `tolerance` (relative)
+    agree; others differ where Welch's test gives a p below `significance`.
+    """
+
+    clients: tuple[str, ...] = ("vllm", "guidellm", "aiperf")
+    repeats: int = 3
+    levels: tuple[int, ...] = ()
+    tolerance: float = 0.02
+    significance: float = 0.05
+
+
+def cross_check_settings(raw: Mapping[str, Any]) -> CrossCheckSettings:
+    """The section `cross_check` of config.yaml, which its schema has accepted."""
+    lists = {key: tuple(raw[key]) for key in ("clients", "levels") if key in raw}
+    return CrossCheckSettings(**{**raw, **lists})
+
+
 def compare_settings(raw: Mapping[str, Any]) -> CompareSettings:
     """The section `compare` of config.yaml, which its schema has accepted.
 

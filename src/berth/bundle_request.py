@@ -26,6 +26,7 @@ def request_of(plan: Plan) -> dict[str, Any]:
             "so there is nothing to pack. Correct select, or give its models their commits."
         )
     images = {(run.deployment.recipe, run.deployment.version) for run in runs}
+    images |= {(tool.name, tool.version) for tool in (config.clients.get(run.benchmark.client) for run in runs) if tool}
     return {
         "bundle": config.bundle,
         "root": str(plan.root),

@@ -93,6 +93,11 @@ class BenchClient:
         self.version: str | None = None
 
     @property
+    def engine_version(self) -> str | None:
+        """The version of the vLLM in the server's image, which this client is a part of."""
+        return self.version
+
+    @property
     def worker_pid(self) -> int | None:
         """The process id of the warm worker, None where there is none."""
         return self._worker.pid if self._worker else None
@@ -225,6 +230,8 @@ class BenchClient:
             phase_start=_iso(phase.get("start")),
             phase_end=_iso(phase.get("end")),
             log=self._launch.log_path,
+            loop_lag=phase.get("loop_lag"),
+            clock_step_s=phase.get("clock_step_s"),
         )
 
     def warm_up(
@@ -242,11 +249,8 @@ class BenchClient:
         Raises:
             ClientFailed: no client, or not one request completed.
         """
-        done = self.measure(warm_up_settings(settings, num_prompts), concurrency, scratch_dir, on_progress, should_stop)
-        if not done.result.get("completed"):
-            errors = [str(error).strip() for error in done.requests.get("errors", []) if error]
-            cause = errors[0].splitlines()[-1] if errors else "the server answered nothing"
-            raise ClientFailed(f"No request of the warm-up completed: {cause}. See the server's log and {done.log}.")
+        warm = warm_up_settings(settings, num_prompts)
+        completed_something(self.measure(warm, concurrency, scratch_dir, on_progress, should_stop))
 
     def _measure_warm(
         self,
@@ -321,6 +325,18 @@ class BenchClient:
 def warm_up_settings(settings: BenchSettings, num_prompts: int) -> BenchSettings:
     """The settings of the warm-up: another seed, so that it does not put the measured prompts into the prefix cache."""
     return replace(settings, num_prompts=num_prompts, seed=settings.seed + 1)
+
+
+def completed_something(warmed: Measurement) -> None:
+    """Return when a warm-up has reached the server.
+
+    Raises:
+        ClientFailed: not one request completed.
+    """
+    if not warmed.result.get("completed"):
+        errors = [str(error).strip() for error in warmed.requests.get("errors", []) if error]
+        cause = errors[0].splitlines()[-1] if errors else "the server answered nothing"
+        raise ClientFailed(f"No request of the warm-up completed: {cause}. See the server's log and {warmed.log}.")
 
 
 def _now() -> str:

@@ -67,6 +67,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("prefix_cache_hit_rate", "number", "fraction"),
     Column("preemptions", "integer", "preemptions"),
     Column("client_cpu_fraction", "number", "fraction"),
+    Column("client_loop_lag_p99_ms", "number", "ms"),
     *_text("start", "end", "note"),
 )
 BY_NAME: dict[str, Column] = {column.name: column for column in COLUMNS}

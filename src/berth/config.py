@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth.access_settings import Access
 
 if TYPE_CHECKING:
-    from berth.analysis import CompareSettings, StatisticsSettings
+    from berth.analysis import CompareSettings, CrossCheckSettings, StatisticsSettings
+    from berth.clienttool import ClientTool
     from berth.coordinates import Level, Rate
     from berth.kubernetes import Kubernetes
 
@@ -331,7 +332,9 @@ class Benchmark:
     ignore_eos: bool = False
     warm_up_prompts: int = 16
     mode: Literal["paper", "clean"] | None = None
-    validity: dict[str, float] = field(default_factory=dict)
+    client: str = "vllm"
+    seed_per_point: bool = False
+    validity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -350,6 +353,12 @@ class Experiment:
     runs: dict[str, int]
     restarts: int = 1
     published: tuple[str, ...] = ()
+    validity: dict[str, Any] = field(default_factory=dict)
+
+    def validity_over(self, benchmark: Benchmark) -> dict[str, Any]:
+        """The validity of a benchmark in this experiment: each threshold, and each action, that is set here wins."""
+        actions = {**benchmark.validity.get("actions", {}), **self.validity.get("actions", {})}
+        return {**benchmark.validity, **self.validity, **({"actions": actions} if actions else {})}
 
 
 @dataclass(frozen=True)
@@ -392,6 +401,7 @@ class Config:
     experiments: dict[str, Experiment]
     sweep: SweepSettings
     services: ServiceSettings
+    clients: dict[str, ClientTool] = field(default_factory=dict)
     results: str = "results"
     config_dir: str = "config"
     published_dir: str = "data/published"
@@ -414,3 +424,4 @@ class Config:
     imports: str = ""
     compare: CompareSettings | None = None
     statistics: StatisticsSettings | None = None
+    cross_check: CrossCheckSettings | None = None

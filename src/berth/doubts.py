@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from berth.validity import FLAGGING, REFUSING, Observed, Reason, Thresholds, delivered_fraction, judge
+from berth.delivered import delivered_fraction
+from berth.validity import FLAGGING, REFUSING, Observed, Reason, Thresholds, judge
 
 if TYPE_CHECKING:
     from berth.reading import Reading

@@ -17,7 +17,7 @@ from berth.kubectl import Cluster
 from berth.kubeplan import for_measuring, of_release
 from berth.kuberelease import Release, left_release
 from berth.kubernetes import api_key_secret
-from berth.launch import WORKER, Deployed, read_receipt, require_same_model
+from berth.launch import WATCH, WORKER, Deployed, read_receipt, require_same_model
 from berth.processes import mark_of
 from berth.recipes import load_recipe
 from berth.runtime import Command
@@ -149,7 +149,8 @@ class Released(Deployed):
                 )
             )
         self.pod.wait_running(self.schedule_s)
-        for source, target in ((WORKER, self.worker), (self.local_dataset, self.dataset_path)):
+        watch = self.worker.with_name(WATCH.name)
+        for source, target in ((WORKER, self.worker), (WATCH, watch), (self.local_dataset, self.dataset_path)):
             self.pod.put(source, target, client["python"])
         return True
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from berth import _bench_worker
+from berth import _bench_worker, _client_watch
 from berth._client_launch import LocalFiles
 from berth.config import Network
 from berth.container import Container, Mount
@@ -22,7 +22,7 @@ from berth.fsio import write_text
 from berth.gpus import Share, share_of, shares_node
 from berth.holder import job_id
 from berth.image_history import require_same_image
-from berth.network import at_site, check_certificates
+from berth.network import at_site, check_certificates, client_env
 from berth.nodecheck import check_node
 from berth.nodes import Node, Place, client_start, job_nodes, scheduler_environment
 from berth.processes import mark_of
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from berth._client_launch import ResultFiles
+    from berth.clienttool import ClientTool
     from berth.diagnose import KnownFailure
     from berth.nodemodel import Copied
     from berth.recipe import Recipe
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
 CLIENT_ENV = {"no_proxy": "*", "NO_PROXY": "*", "PYTHONUNBUFFERED": "1"}
 
 WORKER = Path(_bench_worker.__file__).resolve()
+# What the worker finds beside itself.
+WATCH = Path(_client_watch.__file__).resolve()
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,7 @@ class Deployed:
         """
         resolved = self.resolved(0, token)
         self.exchange.mkdir(parents=True, exist_ok=True)
-        paths = (WORKER, self.dataset_path, self.model_dir)
+        paths = (WORKER, WATCH, self.dataset_path, self.model_dir)
         mounts = (*(Mount(str(path), str(path), read_only=True) for path in paths),)
         mounts = (*mounts, *(Mount(str(path), str(path)) for path in dict.fromkeys((self.scratch, self.exchange))))
         python = client_container(
@@ -233,11 +236,45 @@ class Deployed:
         first, second = [self._on_node(each, node) for each in started] if node else started
         return first, second
 
-    def _on_node(self, started: Command, node: Node) -> Command:
+    def tool(self, tool: ClientTool, key_variable: str, key: str, token: str, node: Node | None = None) -> Command:
+        """How another benchmark client starts in its own image; arguments are added at the end.
+
+        Its key is in `key_variable`. It runs on `node` where it has one of its own.
+        """
+        receipt = self.request.tools[tool.name]["receipt"]
+        image = read_receipt(receipt)
+        server = self.resolved(0, token).container
+        inside = server.kind == "container"
+        env = {name: value for name, value in {**client_env(server.env), **CLIENT_ENV, **tool.env}.items() if value}
+        paths = (self.model_dir, self.exchange, self.scratch)
+        mounts = tuple(Mount(str(path), str(path), read_only=path == self.model_dir) for path in dict.fromkeys(paths))
+        container = replace(
+            server,
+            name=f"{server.name}-{tool.name}",
+            image=image["reference"],
+            digest=image["digest"] if inside else "",
+            entrypoint=tool.program,
+            args=(),
+            # It writes its caches at home, and its image's home may be another user's.
+            env={**env, "HOME": str(self.scratch)} if inside else env,
+            expects=replace(server.expects, workdir="/"),
+            accelerator="none",
+            secret_env=(key_variable,),
+            mounts=mounts if inside else (),
+            device_flags=(),
+        )
+        started = self._command(container, {key_variable: key}, token, role="client", image=image)
+        return self._on_node(started, node, image, receipt) if node else started
+
+    def _on_node(
+        self, started: Command, node: Node, image: Mapping[str, Any] | None = None, receipt: str = ""
+    ) -> Command:
         names = [*started.env, *started.secret_env]
         start = client_start(self.request.platform_settings, node, str(self.scratch), names)
         settings = self.request.platform_settings
-        load = load_first(self.image, self.request.image_receipt, settings["scratch_dir"], self.on.podman)
+        load = load_first(
+            image or self.image, receipt or self.request.image_receipt, settings["scratch_dir"], self.on.podman
+        )
         return replace(
             started,
             argv=(*start, *load, *started.argv),
@@ -246,12 +283,17 @@ class Deployed:
         )
 
     def _command(
-        self, container: Container, hidden: dict[str, str], token: str, role: Literal["server", "client"] = "server"
+        self,
+        container: Container,
+        hidden: dict[str, str],
+        token: str,
+        role: Literal["server", "client"] = "server",
+        image: Mapping[str, Any] | None = None,
     ) -> Command:
         return command(
             container,
             self.on,
-            self.image,
+            image or self.image,
             hidden,
             scratch=self.scratch,
             grace_s=self.request.settings["stop_grace_s"],
@@ -347,6 +389,14 @@ def prepare(request: SweepRequest, host: Host | None = None) -> Deployed:
         env=host.environ,
         program=host.podman,
     )
+    for tool in () if request.deployment["client_nodes"] else request.tools.values():
+        ensure_loaded(
+            read_receipt(tool["receipt"]),
+            receipt_path=tool["receipt"],
+            scratch_dir=scratch_dir,
+            env=host.environ,
+            program=host.podman,
+        )
     logs = Path(request.logs) if request.logs else Path(request.results) / "logs" / "server" / request.id.key
     logs.mkdir(parents=True, exist_ok=True)
     recipe = load_recipe(Path(request.recipe_file))

@@ -26,7 +26,7 @@ DEFINING = (
     "mode",
 )
 # The same in a benchmark's definition, for sources that have it in full.
-_DEFINING_BENCHMARK = ("dataset", "seed", "request_rate", "temperature", "ignore_eos", "client_nodes")
+_DEFINING_BENCHMARK = ("dataset", "seed", "request_rate", "temperature", "ignore_eos", "client_nodes", "seed_per_point")
 # What a site may change between two days and wants to see the effect of.
 NOTED = ("revision", "engine", "engine_version", "image", "image_digest", "client", "client_version")
 

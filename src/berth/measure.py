@@ -5,30 +5,37 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from berth._client_watch import clock_offset_s
 from berth.bench import settings_of
-from berth.client import BenchClient, ClientFailed, open_client, warm_up_settings
-from berth.coordinates import Rate
+from berth.clean import CacheNotReset, Idle, reset_prefix_cache, wait_until_idle
+from berth.client import ClientFailed, warm_up_settings
+from berth.clientchoice import client_of
 from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
+from berth.measured import Point, PointFailed, in_flight, judged, refusal
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
+from berth.mode import Method, cache_state, mode_of, point_seed
 from berth.nodemodel import with_copies
+from berth.pointwatch import PointWatch
 from berth.ready import wait_until_ready
 from berth.recording import Instance, failure_of, point_record, wall_since
 from berth.serve import ServerDied
-from berth.validity import Observed, Thresholds, died, judge
-from berth.watchdog import Stalled, TokenWatch
+from berth.validity import died, not_idle, policy_of
+from berth.watchdog import Stalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from berth.bench import BenchSettings
+    from berth.clientchoice import BenchmarkClient
     from berth.coordinates import Level
     from berth.launch import Deployed
-    from berth.measurement import Measurement
     from berth.serve import Running
     from berth.sweep import SweepRequest
 
@@ -36,30 +43,6 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.2
 _REQUEST_TIMEOUT_S = 10.0
-# The client's own count moves at every finished request; the server is only asked when it has not moved for this long,
-# so that asking does not disturb the measurement.
-_ASK_SERVER_AFTER_S = 15.0
-_CHECK_LEASE_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point that can be believed."""
-
-    record: dict[str, Any]
-    requests: dict[str, Any]
-    client_duration_s: float
-    told: str
-
-
-class PointFailed(Exception):  # noqa: N818  # What happened, as in the record.
-    """A point that was refused or broke off: its record, and the server's death where that was the cause."""
-
-    def __init__(
-        self, record: dict[str, Any], requests: dict[str, Any] | None, cause: str, death: ServerDied | None
-    ) -> None:
-        super().__init__(cause)
-        self.record, self.requests, self.cause, self.death = record, requests, cause, death
 
 
 @dataclass
@@ -69,10 +52,12 @@ class Session:
     deployed: Deployed
     request: SweepRequest
     server: Running
-    client: BenchClient
+    client: BenchmarkClient
     settings: BenchSettings
     check_lease: Callable[[], None]
     instance: Instance
+    other_client: Callable[[str], AbstractContextManager[BenchmarkClient]]
+    key: str = field(default="", repr=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -94,21 +79,8 @@ class Session:
         key = deployed.new_key()
         nodes = deployed.job_nodes()
         own, rest = nodes[: request.deployment["nodes"]], nodes[request.deployment["nodes"] :]
-        python, program = deployed.client(key, token, rest[0] if rest else None)
-        with (
-            served(deployed, own, key=key, token=token) as server,
-            open_client(
-                command_prefix=python.argv,
-                worker_path=deployed.worker,
-                vllm_command=program.argv,
-                env=python.env,
-                secret_env=python.secret_env,
-                stop=python.stop,
-                log_path=deployed.client_log,
-                files=deployed.files,
-                mode=request.settings["client_mode"],
-            ) as client,
-        ):
+        clients = partial(client_of, deployed, key, token, rest[0] if rest else None)
+        with served(deployed, own, key=key, token=token) as server, clients() as client:
             deployed = with_copies(deployed, server.copies)
             settings = _bench_settings(deployed, request, server.client_url)
             # The copy was made once for all servers of the sweep, before the first.
@@ -121,10 +93,11 @@ class Session:
                 server.places,
                 rest[0].name if rest else "",
             )
-            session = cls(deployed, request, server, client, settings, check_lease, instance)
+            session = cls(deployed, request, server, client, settings, check_lease, instance, clients, key)
             # It imports vLLM and reads the dataset while the server loads the model.
             warm_up = warm_up_settings(settings, request.benchmark["warm_up_prompts"])
-            client.prepare(*([warm_up] if warm_up.num_prompts else []), settings)
+            first = session._settings(min(request.levels))
+            client.prepare(*([warm_up] if warm_up.num_prompts else []), first)
             timeline = wait_until_ready(
                 server,
                 api_key=key,
@@ -138,26 +111,44 @@ class Session:
             session.instance.timeline.extend(timeline.as_json())
             session.instance.timeline.sort(key=lambda entry: entry["elapsed_s"])
             client.wait_ready(should_stop=server.check)
-            session._warm_up()
+            session.warm_up()
             yield session
 
-    def _warm_up(self) -> None:
+    @contextlib.contextmanager
+    def with_client(self, name: str) -> Iterator[Session]:
+        """The same server, measured by the client of this name, which is ready and has sent its warm-up.
+
+        Raises:
+            BerthError: as the client has it.
+        """
+        with self.other_client(name) as client:
+            other = replace(self, client=client)
+            warm_up = warm_up_settings(self.settings, self.request.benchmark["warm_up_prompts"])
+            client.prepare(*([warm_up] if warm_up.num_prompts else []), self.settings)
+            client.wait_ready(should_stop=self.server.check)
+            other.warm_up()
+            yield other
+
+    def warm_up(self) -> None:
+        """Send the requests that are not measured."""
         count = self.request.benchmark["warm_up_prompts"]
         if count:
-            concurrency = min(count, most_in_flight(self.request))
-            # A server that hangs would hold its accelerators here as well as in a point.
-            watch = _Watch(self, lambda _completed, _total: None)
-            self.client.warm_up(
-                self.settings,
-                self.deployed.exchange,
-                num_prompts=count,
-                concurrency=concurrency,
-                on_progress=watch.progress,
-                should_stop=watch.should_stop,
-            )
+            self._send_warm_up(count, min(count, in_flight(self.request, max(self.request.levels))))
         elapsed_s = time.monotonic() - self.server.started
         self.instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})
         logger.info("server: warm after %.1f s", elapsed_s)
+
+    def _send_warm_up(self, count: int, concurrency: int) -> None:
+        # A server that hangs would hold its accelerators here as well as in a point.
+        watch = self._watch(_no_progress)
+        self.client.warm_up(
+            self.settings,
+            self.deployed.exchange,
+            num_prompts=count,
+            concurrency=concurrency,
+            on_progress=watch.progress,
+            should_stop=watch.should_stop,
+        )
 
     def measure(self, level: Level, on_progress: Callable[[int, int], None]) -> Point:
         """Measure one level and judge it.
@@ -166,20 +157,65 @@ class Session:
             PointFailed: refused, or broken off; with the server's death where the server is dead.
             Terminated, BerthError: the sweep itself must end; nothing is recorded.
         """
-        watch = _Watch(self, on_progress)
-        started = time.time()
+        started, offset_s = time.time(), clock_offset_s()
+        settings = self._settings(level)
+        mode = mode_of(self.request.benchmark)
+        method = Method(mode, settings.seed, prefix_cache="as_it_was" if mode == "paper" else None)
+        idle: Idle | None = None
         try:
             self.server.check()
+            if method.mode == "clean":
+                method, idle = self._clean(level, method, started)
+            watch = self._watch(on_progress)
             before = self._counters(wait_idle)
-            measured = self.client.measure(
-                self.settings, level, self.deployed.exchange, watch.progress, watch.should_stop
-            )
+            measured = self.client.measure(settings, level, self.deployed.exchange, watch.progress, watch.should_stop)
             self.server.check()
             self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
             counted = self._difference(before)
-        except (ServerDied, Stalled, ClientFailed) as error:
-            raise self._broke_off(level, error, started) from None
-        return self._judged(level, measured, counted)
+        except (ServerDied, Stalled, ClientFailed, CacheNotReset) as error:
+            raise self._broke_off(level, error, started, method) from None
+        return judged(
+            self.deployed,
+            level,
+            self.instance,
+            measured,
+            counted,
+            method=method,
+            idle=idle,
+            clock_step_s=clock_offset_s() - offset_s,
+            engine_version=self.client.engine_version,
+        )
+
+    def _settings(self, level: Level) -> BenchSettings:
+        return replace(self.settings, seed=point_seed(self.request.benchmark, level))
+
+    def _clean(self, level: Level, method: Method, started: float) -> tuple[Method, Idle | None]:
+        """Bring the server into the state in which every point of mode clean begins: warm, idle, nothing cached.
+
+        Raises:
+            PointFailed: it has other work, and the point is refused for that.
+        """
+        count = self.request.benchmark["warm_up_prompts"]
+        self._send_warm_up(count, min(count, in_flight(self.request, level)))
+        policy = policy_of(self.request.benchmark["validity"])
+        idle = wait_until_idle(
+            self.counters_now, limit_s=policy.thresholds.idle_wait_s, should_stop=self._watch(_no_progress).look
+        )
+        method = replace(method, warm_up_prompts=count, idle_wait_s=idle.waited_s if idle else None)
+        if idle and idle.busy:
+            judgement = not_idle(idle.busy, idle.requests, policy)
+            if judgement.verdict == "refused":
+                failure = refusal(judgement, self.deployed)
+                raise self._failed(level, failure, started, method=method, validity=judgement.as_dict())
+        serve = self.request.definition["serve"]
+        state = cache_state(self.deployed.recipe, serve["args"], serve["env"])
+        cache = self.deployed.recipe.prefix_cache
+        # Blocks of requests in flight cannot be emptied: a busy server that the policy accepts keeps its cache.
+        if state == "reset" and cache is not None:
+            if idle and idle.busy:
+                return replace(method, prefix_cache="as_it_was"), idle
+            reset_prefix_cache(self.server.base_url, cache.reset, key=self.key)
+        return replace(method, prefix_cache=state), idle
 
     def counters_now(self) -> Snapshot | None:
         """The server's counters, None where they cannot be read now."""
@@ -199,55 +235,7 @@ class Session:
         after = self._counters(wait_idle)
         return None if before is None or after is None else difference(before, after)
 
-    def _judged(self, level: Level, measured: Measurement, counted: Difference | None) -> Point:
-        client = measured.client_section()
-        judgement = judge(
-            Observed(
-                result=measured.result,
-                requests=measured.requests,
-                concurrency=level if isinstance(level, int) else most_in_flight(self.request),
-                num_prompts=self.request.benchmark["num_prompts"],
-                request_rate=level if isinstance(level, Rate) else self.request.benchmark["request_rate"],
-                # With a limit, a rate is a wish; so is a concurrency at a rate.
-                offered=isinstance(level, Rate) and self.request.benchmark["max_concurrency"] is None,
-                server_metrics=counted.server_metrics if counted else None,
-                restarted=counted.restarted if counted else False,
-                cpu_fraction=client["cpu_fraction"],
-            ),
-            Thresholds(**self.request.benchmark["validity"]),
-        )
-        failure = None
-        refused = judgement.verdict == "refused"
-        if refused:
-            reasons = " ".join(reason.message for reason in judgement.reasons)
-            failure = {
-                "kind": "invalid",
-                "cause": reasons,
-                "remedy": f"docs/validity.md explains {', '.join(reason.code for reason in judgement.reasons)}.",
-                "log": self.deployed.log_name(self.deployed.client_log),
-            }
-        record = point_record(
-            self.deployed,
-            level,
-            self.instance,
-            client=client,
-            wall=measured.wall_section(),
-            version=measured.version,
-            result=measured.result,
-            server_metrics=counted.server_metrics if counted else None,
-            validity=judgement.as_dict(),
-            failure=failure,
-        )
-        if failure:
-            raise PointFailed(record, measured.requests, failure["cause"], None)
-        throughput = measured.result.get("output_throughput")
-        told = f"{throughput:.1f} output tokens/s" if isinstance(throughput, float) else "measured"
-        flags = ", ".join(reason.code for reason in judgement.reasons)
-        return Point(
-            record, measured.requests, measured.client_duration_s or 0.0, told + (f", {flags}" if flags else "")
-        )
-
-    def _broke_off(self, level: Level, error: BerthError, started: float) -> PointFailed:
+    def _broke_off(self, level: Level, error: BerthError, started: float, method: Method) -> PointFailed:
         death = error if isinstance(error, ServerDied) else None
         if death is None:
             # A client that lost its server fails first; the server's end is the cause then.
@@ -259,61 +247,38 @@ class Session:
             death = self.server.died(error.cause)
         log = death.log_path if death else self.deployed.server_log
         failure = failure_of(death or error, self.deployed.log_name(log))
+        validity = died(failure["cause"], replaced=death.replaced) if death else None
+        return self._failed(level, failure, started, method=method, validity=validity, death=death)
+
+    def _failed(
+        self,
+        level: Level,
+        failure: dict[str, Any],
+        started: float,
+        *,
+        method: Method,
+        validity: dict[str, Any] | None,
+        death: ServerDied | None = None,
+    ) -> PointFailed:
         record = point_record(
             self.deployed,
             level,
             self.instance,
-            client=self.client.describe(self.settings, level),
+            client=self.client.describe(self._settings(level), level),
             wall=wall_since(started),
-            version=self.client.version,
-            validity=died(failure["cause"], replaced=death.replaced) if death else None,
+            version=self.client.engine_version,
+            validity=validity,
             failure=failure,
+            method=method,
         )
         return PointFailed(record, None, failure["cause"], death)
 
-
-class _Watch:
-    """What is looked at several times a second while a point runs."""
-
-    def __init__(self, session: Session, on_progress: Callable[[int, int], None]) -> None:
-        self._session = session
-        self._on_progress = on_progress
-        self._completed = 0
-        self._moved = self._leased = time.monotonic()
-        self._tokens = TokenWatch(self._read, stall_s=session.request.settings["point_stall_s"])
-
-    def progress(self, completed: int, total: int) -> None:
-        if completed != self._completed:
-            self._completed, self._moved = completed, time.monotonic()
-        self._on_progress(completed, total)
-
-    def should_stop(self) -> None:
-        session = self._session
-        server = session.server
-        # Whether the process lives costs nothing; who listens on its port is read from the kernel's tables.
-        if not server.alive():
-            raise server.died()
-        now = time.monotonic()
-        if now - self._leased > _CHECK_LEASE_EVERY_S:
-            self._leased = now
-            server.check()
-            session.check_lease()
-            self._tokens.check()
-
-    def _read(self) -> float | None:
-        if time.monotonic() - self._moved < _ASK_SERVER_AFTER_S:
-            return float(self._completed)
-        counters = self._session.counters_now()
-        tokens = counters.counters.get("generation_tokens") if counters else None
-        return None if tokens is None else self._completed + tokens
+    def _watch(self, on_progress: Callable[[int, int], None]) -> PointWatch:
+        return PointWatch(self, on_progress, stall_s=self.request.settings["point_stall_s"])
 
 
-def most_in_flight(request: SweepRequest) -> int:
-    """The most requests that any point of the sweep can have in flight."""
-    levels = [level for level in request.levels if isinstance(level, int)]
-    if levels:
-        return max(levels)
-    return int(request.benchmark["max_concurrency"] or request.benchmark["num_prompts"])
+def _no_progress(_completed: int, _total: int) -> None:
+    """Requests that are not measured are no progress of a point."""
 
 
 def _bench_settings(deployed: Deployed, request: SweepRequest, base_url: str) -> BenchSettings:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import email.utils
 import http.client
 import time
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -36,6 +37,8 @@ _START = "process_start_time_seconds"
 _RUNNING = "vllm:num_requests_running"
 _WAITING = "vllm:num_requests_waiting"
 _IDLE_POLL_S = 0.1
+# HTTP's date has whole seconds, and servers renew theirs once a second.
+_DATE_SLACK_S = 2.0
 
 # Berth talks to its own server: a proxy of the site would not reach it.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -46,20 +49,34 @@ class Snapshot:
     """The server's counters at one moment, summed over its engines. A counter that it does not have is None.
 
     `process_start_s` is in seconds since 1970; None where several processes serve (Prometheus then leaves it out).
+    `date_s` is the server's wall clock in whole seconds since 1970, as its answer has it, `read_s` our clock that never
+    steps; None where the text did not come from a server.
     """
 
     counters: dict[str, float | None]
     process_start_s: float | None
     running: float | None
     waiting: float | None
+    date_s: float | None = None
+    read_s: float | None = None
+
+    @property
+    def busy(self) -> float:
+        """Requests that run or wait, 0 where the server does not tell."""
+        return (self.running or 0.0) + (self.waiting or 0.0)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What happened between two snapshots: `server_metrics` of a point record, and whether the server was restarted."""
+    """What happened between two snapshots: `server_metrics` of a point record, and whether the server was restarted.
+
+    `clock_step_s` is by how much the server's wall clock was set: 0 where it is less than HTTP's dates can tell (2 s),
+    None where it is unknown.
+    """
 
     server_metrics: dict[str, float | None]
     restarted: bool
+    clock_step_s: float | None = None
 
 
 def parse_metrics(text: str) -> Snapshot:
@@ -88,11 +105,19 @@ def read_metrics(base_url: str, timeout_s: float = 10.0) -> Snapshot:
     url = f"{base_url.rstrip('/')}/metrics"
     try:
         with _OPENER.open(url, timeout=timeout_s) as answer:
-            return parse_metrics(answer.read().decode())
+            snapshot = parse_metrics(answer.read().decode())
+            return replace(snapshot, date_s=_date_s(answer.headers.get("Date")), read_s=time.monotonic())
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise BerthError(f"{url}: {error}. Is the server alive? See its log.") from None
     except ValueError as error:
         raise BerthError(f"{url}: not Prometheus text ({error}). Is this a vLLM server?") from None
+
+
+def _date_s(text: str | None) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp() if text else None
+    except ValueError:
+        return None
 
 
 def wait_idle(base_url: str, timeout_s: float = 10.0) -> Snapshot:
@@ -106,8 +131,7 @@ def wait_idle(base_url: str, timeout_s: float = 10.0) -> Snapshot:
     deadline = time.monotonic() + timeout_s
     while True:
         snapshot = read_metrics(base_url, timeout_s)
-        busy = (snapshot.running or 0) + (snapshot.waiting or 0)
-        if busy == 0 or time.monotonic() > deadline:
+        if not snapshot.busy or time.monotonic() > deadline:
             return snapshot
         time.sleep(_IDLE_POLL_S)
 
@@ -133,4 +157,11 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
             counted[name] = None
         else:
             counted[name] = new if restarted else new - old
-    return Difference(counted, restarted)
+    return Difference(counted, restarted, _clock_step_s(before, after))
+
+
+def _clock_step_s(before: Snapshot, after: Snapshot) -> float | None:
+    if before.date_s is None or after.date_s is None or before.read_s is None or after.read_s is None:
+        return None
+    step_s = (after.date_s - before.date_s) - (after.read_s - before.read_s)
+    return step_s if abs(step_s) > _DATE_SLACK_S else 0.0

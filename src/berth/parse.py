@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import re
 from datetime import date
@@ -10,7 +11,8 @@ from typing import Any
 
 from berth import access_settings
 from berth._schema import check, load_yaml, nearest
-from berth.analysis import compare_settings, statistics_settings
+from berth.analysis import compare_settings, cross_check_settings, statistics_settings
+from berth.clienttool import DEFAULT, load_client
 from berth.config import (
     Accelerator,
     Benchmark,
@@ -77,6 +79,7 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         published_dir=raw.get("published_dir", "data/published"),
         partial=_true(raw, "partial"),
         select=tuple(raw.get("select", ())),
+        clients={path.stem: load_client(path) for path in sorted((folder / "clients").glob("*.yaml"))},
         services=ServiceSettings(**raw.get("services", {})),
         deployment=raw.get("deployment", ""),
         until=raw.get("until", ""),
@@ -95,14 +98,18 @@ def load_config(raw: dict[str, Any], root: Path) -> Config:
         imports=raw.get("imports", ""),
         compare=compare_settings(raw["compare"]) if "compare" in raw else None,
         statistics=statistics_settings(raw["statistics"]) if "statistics" in raw else None,
+        cross_check=cross_check_settings(raw["cross_check"]) if "cross_check" in raw else None,
     )
     _check_references(config, recipes)
+    _check_clients(config)
     return config
 
 
 def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
     # An empty section in YAML is null; it means the same as leaving it out. YAML makes a time of some texts.
     given = {key: value for key, value in raw.items() if value is not None}
+    # In a mapping on the command line Snakemake makes texts of numbers.
+    given |= {key: _with_numbers(given[key]) for key in ("cross_check",) if key in given}
     if isinstance(given.get("until"), date):
         given["until"] = given["until"].isoformat()
     return given
@@ -111,6 +118,18 @@ def _without_none(raw: dict[str, Any]) -> dict[str, Any]:
 def _store(value: dict[str, Any]) -> Store:
     patterns = {key: tuple(value.get(key, ())) for key in ("include", "exclude")}
     return Store(**{**value, **patterns})
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(each) for each in value]
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 def _true(raw: dict[str, Any], key: str) -> bool:
@@ -251,6 +270,16 @@ def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -
     if dataset is not None and dataset.source == "random":
         # Answers have a fixed length only where the model's own end of the text does not count.
         value = {"ignore_eos": True, **value}
+    if value.get("seed_per_point") and value.get("mode") != "clean":
+        raise BerthError(
+            f"{where}.seed_per_point: true needs mode: clean; in mode paper every point has the same prompts. Set the "
+            "mode, or remove the key."
+        )
+    if value.get("mode") == "clean" and value.get("warm_up_prompts") == 0:
+        raise BerthError(
+            f"{where}.warm_up_prompts: 0 is not allowed in mode clean, which warms the server up before every point. "
+            "Remove the key (16), or set it to at least 1."
+        )
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
@@ -266,6 +295,11 @@ def _levels(value: dict[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
             f"many requests per second), and not {'both' if given else 'neither'}."
         )
     (key,) = given
+    if key == "request_rates" and value.get("client", DEFAULT) != DEFAULT:
+        raise BerthError(
+            f"{where}.client: {value['client']} is measured over concurrency alone. Remove it, or give concurrency in "
+            "the place of request_rates."
+        )
     others = {"concurrency": ("max_concurrency",), "request_rates": ("request_rate",)}[key]
     for other in others:
         if other in value:
@@ -318,6 +352,14 @@ def _check_references(config: Config, recipes: list[str]) -> None:
     for platform in config.platforms.values():
         for recipe in platform.recipes:
             _known(recipe, recipes, f"config/platforms/{platform.name}.yaml: recipes", "recipe")
+
+
+def _check_clients(config: Config) -> None:
+    known = {DEFAULT, *config.clients}
+    for benchmark in config.benchmarks.values():
+        _known(benchmark.client, known, f"config/config.yaml: benchmarks.{benchmark.name}.client", "client")
+    for name in config.cross_check.clients if config.cross_check else ():
+        _known(name, known, "config/config.yaml: cross_check.clients", "client")
 
 
 def _known(name: str, known: Any, where: str, what: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from berth.clienttool import DEFAULT
 from berth.columns import row_entry
 from berth.config import Network
 from berth.coordinates import PointId, RunId, parse_point
@@ -21,6 +22,7 @@ from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from berth.config import Benchmark, Config, Deployment, Experiment, Platform
@@ -174,7 +176,10 @@ class Plan:
             "definition": found.definition.full,
             "levels": levels_of(part, found.benchmark.levels),
             "deployment": asdict(deployment),
-            "benchmark": asdict(found.benchmark),
+            "benchmark": {
+                **asdict(found.benchmark),
+                "validity": found.experiment.validity_over(found.benchmark),
+            },
             "recipe_file": f"{config.config_dir}/recipes/{deployment.recipe}.yaml",
             "platform_settings": platform_settings(deployment, settings),
             "site": {"args": site.args, "env": site.env, "reason": site.reason} if site else {},
@@ -183,6 +188,20 @@ class Plan:
             "settings": asdict(config.sweep),
             "restarts": found.experiment.restarts,
             "kubernetes": self._release(found) if settings.kubernetes else {},
+            "tools": self.tools([found.benchmark.client]),
+        }
+
+    def tools(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The file and the receipt of each of these clients that is not vLLM's own, by name."""
+        config = self.config
+        chosen = [config.clients[name] for name in names if name != DEFAULT]
+        folder = f"{config.results}/images/{config.platform}"
+        return {
+            each.name: {
+                "file": f"{config.config_dir}/clients/{each.name}.yaml",
+                "receipt": f"{folder}/{each.name}-{each.version}.json",
+            }
+            for each in chosen
         }
 
     def rendering(self, run: Run) -> Rendering:
@@ -201,11 +220,14 @@ class Plan:
         return release_request(self.rendering(run))
 
     def image(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
-        """Reference, digest and kind of the image of a recipe's version on a platform."""
+        """Reference, digest and kind of the image of a recipe's version, or a client's, on a platform."""
         for each in self.config.deployments.values():
             if (each.platform, each.recipe, each.version) == (platform, recipe, version):
                 return image_of(self.config, each, self.root)
-        raise BerthError(f"no deployment on {platform} uses recipe {recipe} {version}.")
+        tool = self.config.clients.get(recipe)
+        if tool and tool.version == version:
+            return tool.image(self.config.platforms[platform].runtime)
+        raise BerthError(f"no deployment on {platform} uses recipe {recipe} {version}, and it is no client.")
 
     def image_request(self, platform: str, recipe: str, version: str) -> dict[str, Any]:
         """The fields of image_request.ImageRequest; empty where the image is an environment."""

@@ -104,6 +104,19 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class PrefixCache:
+    """How a service's cache of prompts is kept from going from point to point, in mode clean.
+
+    `flag` switches it; false is off. `reset` is the HTTP path of a POST that empties it, which the service has where
+    the variable `reset_env` is 1; "" where there is none.
+    """
+
+    flag: str
+    reset: str = ""
+    reset_env: str = ""
+
+
+@dataclass(frozen=True)
 class Client:
     """How the benchmark client of the image is started, in the versions of `span`."""
 
@@ -174,6 +187,7 @@ class Recipe:
     client_key: str = ""
     further_secrets: dict[str, str] = field(default_factory=dict)
     drains: tuple[Drain, ...] = ()
+    prefix_cache: PrefixCache | None = None
 
     def version(self, name: str) -> ServiceVersion:
         """One version.

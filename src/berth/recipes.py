@@ -20,6 +20,7 @@ from berth.recipe import (
     Image,
     Layer,
     MultiNode,
+    PrefixCache,
     Ready,
     Recipe,
     ServiceVersion,
@@ -74,6 +75,7 @@ def _read(path: Path, _mtime_ns: int, _size: int) -> Recipe:
         server_key=secrets.get("server_key", ""),
         client_key=secrets.get("client_key", ""),
         further_secrets=dict(secrets.get("further", {})),
+        prefix_cache=PrefixCache(**raw["prefix_cache"]) if "prefix_cache" in raw else None,
         drains=tuple(Drain(_span(value), value["flag"], value["reason"]) for value in raw.get("drain", ())),
     )
     _check_patterns(recipe)

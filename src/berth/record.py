@@ -51,12 +51,14 @@ def build_record(
     wall: Mapping[str, Any],
     failure: Mapping[str, Any] | None = None,
     custody: Mapping[str, Any] | None = None,
+    method: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one point, keys in the order of the documentation, numbers that JSON does not have as null.
 
-    `client` and `wall` come from `Measurement`, `validity` from `Judgement.as_dict`, `server_metrics` from
-    `metrics.difference`. A failure's verdict is always "refused". `custody` has `model` and `dataset`, the digests of
-    what was served and asked; write_record adds those of the record and of its requests file.
+    `client` and `wall` come from `Measurement`, `method` from `mode.Method.as_dict`, `validity` from
+    `Judgement.as_dict`, `server_metrics` from `metrics.difference`. A failure's verdict is always "refused". `custody`
+    has `model` and `dataset`, the digests of what was served and asked; write_record adds those of the record and of
+    its requests file.
     """
     checked = dict(validity)
     if failure is not None:
@@ -73,6 +75,7 @@ def build_record(
         "validity": checked,
         "failure": None if failure is None else dict(failure),
         "wall": dict(wall),
+        **({"method": dict(method)} if method else {}),
         **({"custody": {**custody, "requests_sha256": None, "record_sha256": seal.BLANK}} if custody else {}),
     }
     cleaned: dict[str, Any] = finite(record)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from berth.client import ClientFailed
 from berth.coordinates import level_entry
 from berth.holder import job_id
+from berth.mode import Method, mode_of, point_seed
 from berth.record import FIRST_REQUEST, build_record
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ def point_record(
     server_metrics: dict[str, float | None] | None = None,
     validity: dict[str, Any] | None = None,
     failure: dict[str, Any] | None = None,
+    method: Method | None = None,
 ) -> dict[str, Any]:
-    """The record of a point that was measured, refused or broken off."""
+    """The record of a point that was measured, refused or broken off; `method` as far as it came."""
     request = deployed.request
+    method = method or Method(mode_of(request.benchmark), point_seed(request.benchmark, level))
     return build_record(
         point={
             "experiment": request.experiment,
@@ -100,6 +103,7 @@ def point_record(
         wall=wall,
         failure=failure,
         custody=deployed.custody,
+        method=method.as_dict(),
     )
 
 

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 _DIGITS = 6
 # Columns of the points' tables, in their order; a column without any value is left out.
 TABLE = (
-    *("source", "platform_label", "deployment", "spec", "run", "host", "job_id", "concurrency"),
+    *("source", "platform_label", "deployment", "spec", "run", "host", "job_id", "mode", "concurrency"),
     *("request_rate_req_s", "status"),
     "reason_codes",
     *("output_throughput_tok_s", "request_throughput_req_s", "total_token_throughput_tok_s", "request_goodput_req_s"),
     *(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS),
     *("completed", "failed", "duration_s", "total_input_tokens", "total_output_tokens"),
-    *("prefix_cache_hit_rate", "preemptions", "client_cpu_fraction"),
+    *("prefix_cache_hit_rate", "preemptions", "client_cpu_fraction", "client_loop_lag_p99_ms"),
 )
 
 

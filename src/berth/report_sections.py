@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.columns import row_level
 from berth.figures import KINDS
+from berth.mode import mode_of
 from berth.report_words import alternative, meanings, summary
 from berth.validity import FLAGGING, REFUSING
 
@@ -124,7 +125,7 @@ def _facts(full: Mapping[str, Any], servers: Sequence[Mapping[str, Any]]) -> lis
         ("Dataset", str(dataset.get("name") if isinstance(dataset, dict) else dataset)),
         ("Prompts per point", str(bench.get("num_prompts"))),
         ("Seed, request rate", f"{bench.get('seed')}, {bench.get('request_rate')}"),
-        ("Mode", str(bench.get("mode") or "none set")),
+        ("Mode", mode_of(bench)),
         ("Client", ", ".join(clients)),
     ]
     return [(name, value) for name, value in facts if value]
@@ -157,6 +158,9 @@ def _ratio(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"ratio": row["ratio"], "at": str(row_level(row))}
 
 
+_WORST_FIRST = ("refused", "flagged", "accepted")
+
+
 def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The doubts by their code, those that refuse first, with what each means."""
     known, order = meanings(), [*REFUSING, *FLAGGING]
@@ -172,7 +176,7 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         told.append(
             {
                 "code": code,
-                "verdict": "flagged" if all(row["verdict"] == "flagged" for row in found) else "refused",
+                "verdict": next(each for each in _WORST_FIRST if any(row["verdict"] == each for row in found)),
                 "count": len({(r["experiment"], r["platform"], r["run"], row_level(r)) for r in found}),
                 "meaning": known.get(code),
                 "where": [f"{name}: at {', '.join(map(str, sorted(set(levels))))}" for name, levels in where.items()],

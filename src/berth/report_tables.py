@@ -72,11 +72,15 @@ def _compared(experiment: str, one: Group, other: Group) -> list[Row]:
 
 
 def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
-    """One row per reason of every point that was flagged, was refused or broke off, with cause, remedy and log."""
+    """One row per reason of every point that was flagged, was refused or broke off, with cause, remedy and log.
+
+    Reasons that the configuration accepts are among them.
+    """
     rows: list[Row] = []
     for point in _points(each):
         status = point["status"]
-        if status in {"ok", "not_run"}:
+        accepted = status == "ok" and point["source"] == "measured" and bool(_text(point["reason_codes"]))
+        if status in {"ok", "not_run"} and not accepted:
             continue
         told = provenance["doubts"].get(_key(point), {}) if point["source"] == "measured" else {}
         failure = told.get("failure") or {}
@@ -85,12 +89,12 @@ def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
             "platform": _text(point["platform_label"]),
             "run": int(point["run"]),
             **{name: value for name, value in row_entry(row_level(point), None).items() if value is not None},
-            "verdict": "flagged" if status == "flagged" else "refused",
+            "verdict": "accepted" if accepted else "flagged" if status == "flagged" else "refused",
         }
         found = [
             {
                 "code": r["code"],
-                "found": r["message"],
+                "found": r["message"] + (" Accepted by the configuration." if r.get("action") == "accept" else ""),
                 "value": _number(r.get("value")),
                 "threshold": _number(r.get("threshold")),
             }

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from berth.clienttool import DEFAULT, VLLM_BENCH
 from berth.decide import Decision, Site, decide
 from berth.errors import BerthError
 from berth.fsio import canonical_json, sha256_text
+from berth.mode import check_clean
 from berth.network import at_site
 from berth.pins import LOCKS, read_lock
 from berth.recipes import load_recipe
@@ -73,6 +75,8 @@ def define(
             "with it. Use a newer version, or another dataset."
         )
     decision = decide_for(recipe, deployment, platform, benchmark.mode)
+    if benchmark.mode == "clean":
+        check_clean(recipe, decision.args, decision.env, where)
     image = _image(recipe, deployment, platform)
     full = {
         "schema": SPEC_SCHEMA,
@@ -103,12 +107,15 @@ def define(
             "temperature": benchmark.temperature,
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
-            "client": "vllm-bench",
+            "client": VLLM_BENCH if benchmark.client == DEFAULT else benchmark.client,
+            # Only where it is not the server's own: the ids of all other definitions stay what they were.
+            **({"client_image": _client_image(config, benchmark, platform)} if benchmark.client != DEFAULT else {}),
             # Only where it is so: the ids of all other definitions stay what they were.
             **({"client_nodes": deployment.client_nodes} if deployment.client_nodes else {}),
             **({"max_concurrency": benchmark.max_concurrency} if benchmark.max_concurrency else {}),
             # Left out where there is none, so that older points keep their definition.
             **({"mode": benchmark.mode} if benchmark.mode else {}),
+            **({"seed_per_point": True} if benchmark.seed_per_point else {}),
         },
     }
     return Definition(sha256_text(canonical_json(full))[:_ID_DIGITS], full, image)
@@ -136,6 +143,14 @@ def decide_for(recipe: Recipe, deployment: Deployment, platform: Platform, mode:
         deployment_reason=deployment.reason,
         nodes=deployment.nodes,
     )
+
+
+def _client_image(config: Config, benchmark: Benchmark, platform: Platform) -> dict[str, Any]:
+    try:
+        image = config.clients[benchmark.client].image(platform.runtime)
+    except BerthError as error:
+        raise Unmeasurable(str(error)) from None
+    return {"reference": image["reference"], "digest": image["digest"]}
 
 
 def image_of(config: Config, deployment: Deployment, root: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scipy import optimize, stats
+from scipy import special
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,7 @@ def mean_of(values: Sequence[float], confidence: float) -> Mean:
 
 def t_quantile(confidence: float, df: float) -> float:
     """How many standard errors a two-sided interval reaches to each side."""
-    return float(stats.t.ppf(0.5 + confidence / 2, df))
+    return float(special.stdtrit(df, 0.5 + confidence / 2))
 
 
 def pooled(spreads: Sequence[tuple[int, float]]) -> tuple[float, int] | None:
@@ -79,9 +79,13 @@ def spread_interval(sd: float, df: int, confidence: float) -> tuple[float, float
     """The chi-square confidence interval of a standard deviation."""
     tail = (1 - confidence) / 2
     return (
-        sd * math.sqrt(df / float(stats.chi2.ppf(1 - tail, df))),
-        sd * math.sqrt(df / float(stats.chi2.ppf(tail, df))),
+        sd * math.sqrt(df / _chi2_quantile(1 - tail, df)),
+        sd * math.sqrt(df / _chi2_quantile(tail, df)),
     )
+
+
+def _chi2_quantile(probability: float, df: int) -> float:
+    return float(2 * special.gammaincinv(df / 2, probability))
 
 
 def runs_for(cv: float, precision: float, confidence: float) -> int | None:
@@ -105,7 +109,7 @@ def welch(first: Sequence[float], second: Sequence[float], confidence: float) ->
     difference = statistics.fmean(first) - statistics.fmean(second)
     t = difference / math.sqrt(a + b)
     df = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
-    return WelchTest(t, df, float(2 * stats.t.sf(abs(t), df)), *_hedges(first, second, difference, confidence))
+    return WelchTest(t, df, float(2 * special.stdtr(df, -abs(t))), *_hedges(first, second, difference, confidence))
 
 
 def _hedges(
@@ -125,6 +129,8 @@ def _hedges(
 
 def _noncentrality(t: float, df: int, probability: float) -> float:
     """The noncentrality with which a noncentral t falls below `t` with this probability."""
+    # A second of each start of what reports and draws, and only comparisons need it.
+    from scipy import optimize, stats  # noqa: PLC0415
 
     def off(noncentrality: float) -> float:
         return float(stats.nct.cdf(t, df, noncentrality)) - probability

@@ -14,7 +14,8 @@ from berth.errors import BerthError
 from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
 from berth.lease import LeaseLost, lease
-from berth.measure import PointFailed, Session
+from berth.measure import Session
+from berth.measured import PointFailed
 from berth.nodemodel import with_node_model
 from berth.processes import new_token
 from berth.progress import SweepProgress, span
@@ -26,6 +27,8 @@ from berth.signals import announce, terminate_as_exception, uninterrupted
 from berth.spool import Spool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from berth.coordinates import Level
     from berth.lease import Lease
 
@@ -45,6 +48,7 @@ class SweepRequest:
 
     `definition` is the spec in full; `levels` are all levels of the benchmark, measured or not. Times are in seconds.
     A server that is kept up is started from one too: without a dataset, and with `logs` as the folder of its logs.
+    `tools` has `file` and `receipt` of each client other than vLLM's, by name.
     """
 
     experiment: str
@@ -64,6 +68,7 @@ class SweepRequest:
     restarts: int
     # What kubeplan.release_request has of the deployment; empty on other platforms.
     kubernetes: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, dict[str, str]] = field(default_factory=dict)
     model_receipt: str = ""
     image_receipt: str = ""
     dataset_receipt: str = ""
@@ -91,6 +96,22 @@ def sweep(request: SweepRequest) -> None:
 
 
 def _sweep(request: SweepRequest) -> None:
+    with leased(request) as (spool, held, token, host):
+        missing = spool.missing(request.levels)
+        if not missing:
+            logger.info("%s: nothing is missing", request.id.key)
+            return
+        logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
+        with brought_up(request, spool, held, token, host) as deployed:
+            _Sweep(request, spool, held, token, deployed).run(missing)
+
+
+@contextlib.contextmanager
+def leased(request: SweepRequest) -> Iterator[tuple[Spool, Lease, str, Host]]:
+    """The spool of a run that nobody else measures meanwhile, its lease, a new token, and this node.
+
+    What a dead sweep of the run had left is ended.
+    """
     spool = Spool(Path(request.results), request.id)
     stale_s = request.settings["lease_stale_s"]
     token = new_token()
@@ -108,23 +129,24 @@ def _sweep(request: SweepRequest) -> None:
         for ended in held.end_leftovers(grace_s=request.settings["stop_grace_s"]):
             what = f"{ended.name} (pid {ended.pid})" if ended.pid else f"container {ended.name}"
             logger.warning("ended what a dead sweep of this run had left: %s", what)
-        missing = spool.missing(request.levels)
-        if not missing:
-            logger.info("%s: nothing is missing", request.id.key)
-            return
-        logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
-        if request.kubernetes:
-            with released(request, host, token, spool.folder) as on_cluster:
-                _Sweep(request, spool, held, token, on_cluster).run(missing)
-            return
-        deployed = prepare(request, host)
-        with contextlib.ExitStack() as stack:
-            stack.callback(_end_containers, held, request)
-            # Where the server is on several nodes, the agent of each looks at its own.
-            if not deployed.spread:
-                deployed = stack.enter_context(with_node_model(deployed))
-                deployed.check_node(token)
-            _Sweep(request, spool, held, token, deployed).run(missing)
+        yield spool, held, token, host
+
+
+@contextlib.contextmanager
+def brought_up(request: SweepRequest, spool: Spool, held: Lease, token: str, host: Host) -> Iterator[Deployed]:
+    """The deployment on this node, or on its cluster, checked; nothing of it is left after the block."""
+    if request.kubernetes:
+        with released(request, host, token, spool.folder) as on_cluster:
+            yield on_cluster
+        return
+    deployed = prepare(request, host)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_end_containers, held, request)
+        # Where the server is on several nodes, the agent of each looks at its own.
+        if not deployed.spread:
+            deployed = stack.enter_context(with_node_model(deployed))
+            deployed.check_node(token)
+        yield deployed
 
 
 def _end_containers(held: Lease, request: SweepRequest) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from berth.delivered import delivered_fraction, finite_number, offered_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Verdict = Literal["accepted", "flagged", "refused"]
+Action = Literal["refuse", "flag", "accept"]
 
 REFUSING = (
     "failed_requests",
@@ -19,8 +22,11 @@ REFUSING = (
     "rate_not_offered",
     "server_restarted",
     "engine_died",
+    "not_idle",
 )
-FLAGGING = ("client_bound", "warm_cache", "preemptions", "token_mismatch")
+FLAGGING = ("client_bound", "warm_cache", "preemptions", "token_mismatch", "clock_step")
+# A point whose server died has no numbers that a user could decide to keep.
+SETTABLE = tuple(code for code in (*REFUSING, *FLAGGING) if code != "engine_died")
 
 
 @dataclass(frozen=True)
@@ -29,9 +35,10 @@ class Thresholds:
 
     `max_failed` requests may fail; the client's own duration is at least `min_duration_s`; at least
     `min_concurrency_fraction` of the concurrency, and `min_rate_fraction` of a swept rate, is delivered; the client
-    uses at most `client_bound_cpu` CPU seconds per second; at most `warm_cache_hit_rate` of the queried tokens come
-    from the prefix cache; at most
-    `max_preemptions` happen; client and server differ by at most `token_mismatch_fraction` in output tokens.
+    uses at most `client_bound_cpu` CPU seconds per second, and 99 of 100 wake-ups of its event loop come at most
+    `client_bound_lag_ms` late; at most `warm_cache_hit_rate` of the queried tokens come from the prefix cache; at most
+    `max_preemptions` happen; client and server differ by at most `token_mismatch_fraction` in output tokens; a clock
+    steps by at most `max_clock_step_s`; a point of mode clean waits `idle_wait_s` for a server that has other work.
     """
 
     max_failed: int = 0
@@ -39,19 +46,41 @@ class Thresholds:
     min_concurrency_fraction: float = 0.9
     min_rate_fraction: float = 0.9
     client_bound_cpu: float = 0.9
+    client_bound_lag_ms: float = 100.0
     warm_cache_hit_rate: float = 0.05
     max_preemptions: int = 0
     token_mismatch_fraction: float = 0.01
+    max_clock_step_s: float = 0.1
+    idle_wait_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a benchmark, and the experiment that uses it, say of validity; `actions` by code replace the usual ones."""
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    actions: Mapping[str, Action] = field(default_factory=dict)
+
+    def action(self, code: str) -> Action:
+        """What becomes of a point with this reason."""
+        return self.actions.get(code) or ("refuse" if code in REFUSING else "flag")
+
+
+def policy_of(settings: Mapping[str, Any]) -> Policy:
+    """The policy that a `validity` of the configuration stands for: thresholds by name, and `actions`."""
+    thresholds = {name: value for name, value in settings.items() if name != "actions"}
+    return Policy(Thresholds(**thresholds), dict(settings.get("actions") or {}))
 
 
 @dataclass(frozen=True)
 class Reason:
-    """One doubt: its code, what was found in words, the value, and the threshold that it missed."""
+    """One doubt: its code, what was found in words, the value, the threshold that it missed, and what it does."""
 
     code: str
     message: str
     value: float | str | None = None
     threshold: float | None = None
+    action: Action = "flag"
 
 
 @dataclass(frozen=True)
@@ -61,12 +90,23 @@ class Judgement:
     verdict: Verdict
     reasons: tuple[Reason, ...]
 
+    @property
+    def refusing(self) -> tuple[Reason, ...]:
+        """The reasons that refuse the point."""
+        return tuple(reason for reason in self.reasons if reason.action == "refuse")
+
     def as_dict(self) -> dict[str, Any]:
         """The judgement as JSON values."""
         return {
             "verdict": self.verdict,
             "reasons": [
-                {"code": each.code, "message": each.message, "value": each.value, "threshold": each.threshold}
+                {
+                    "code": each.code,
+                    "message": each.message,
+                    "value": each.value,
+                    "threshold": each.threshold,
+                    "action": each.action,
+                }
                 for each in self.reasons
             ],
         }
@@ -77,8 +117,11 @@ class Observed:
     """All that is known of a point when it is judged.
 
     `result` and `requests` are the client's (`berth.record.split_result`), `server_metrics` and `restarted` are of
-    `berth.metrics.difference`, `cpu_fraction` is the client's CPU seconds per measured second. What is None is not
-    judged. `offered` says that the rate was asked for without a limit on requests in flight.
+    `berth.metrics.difference`, `cpu_fraction` is the client's CPU seconds per measured second, `loop_lag_p99_ms` how
+    late its event loop woke. `clock_step_s` is by how much the wall clock of the client's side, `server_clock_step_s`
+    that of the server's, moved against a clock that never steps. `busy` is a sentence on a server that did not become
+    idle before the point, and `busy_requests` what was on it. `offered` says that the rate was asked for
+    without a limit on requests in flight. What is None is not judged.
     """
 
     result: Mapping[str, Any]
@@ -90,14 +133,31 @@ class Observed:
     restarted: bool = False
     cpu_fraction: float | None = None
     offered: bool = False
+    loop_lag_p99_ms: float | None = None
+    clock_step_s: float | None = None
+    server_clock_step_s: float | None = None
+    busy: str = ""
+    busy_requests: float | None = None
 
 
-def judge(observed: Observed, thresholds: Thresholds) -> Judgement:
-    """The verdict on a point: refused if one reason refuses, flagged if there is any other, accepted without any."""
-    reasons = (*_refusals(observed, thresholds), *_flags(observed, thresholds))
-    if any(each.code in REFUSING for each in reasons):
-        return Judgement("refused", reasons)
-    return Judgement("flagged" if reasons else "accepted", reasons)
+def judge(observed: Observed, thresholds: Thresholds, actions: Mapping[str, Action] | None = None) -> Judgement:
+    """The verdict on a point: refused if one reason refuses, flagged if one flags, accepted otherwise.
+
+    A reason that `actions` accept is told all the same.
+    """
+    found = (*_refusals(observed, thresholds), *_flags(observed, thresholds))
+    return _judgement(found, Policy(thresholds, actions or {}))
+
+
+def _judgement(found: tuple[Reason, ...], policy: Policy) -> Judgement:
+    reasons = tuple(replace(reason, action=policy.action(reason.code)) for reason in found)
+    actions = {reason.action for reason in reasons}
+    return Judgement("refused" if "refuse" in actions else "flagged" if "flag" in actions else "accepted", reasons)
+
+
+def not_idle(busy: str, requests: float | None, policy: Policy) -> Judgement:
+    """The verdict on a point that is about to be measured on a server which has other work; `busy` is a sentence."""
+    return _judgement((_not_idle(busy, requests, policy.thresholds),), policy)
 
 
 def died(cause: str, *, replaced: bool = False) -> dict[str, Any]:
@@ -105,19 +165,26 @@ def died(cause: str, *, replaced: bool = False) -> dict[str, Any]:
 
     `replaced` says that another one runs in its place already, as on Kubernetes.
     """
-    return Judgement("refused", (Reason("server_restarted" if replaced else "engine_died", cause),)).as_dict()
+    code = "server_restarted" if replaced else "engine_died"
+    return Judgement("refused", (Reason(code, cause, action="refuse"),)).as_dict()
+
+
+def _not_idle(busy: str, requests: float | None, thresholds: Thresholds) -> Reason:
+    return Reason("not_idle", busy, requests, thresholds.idle_wait_s)
 
 
 def _refusals(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
+    if observed.busy:
+        yield _not_idle(observed.busy, observed.busy_requests, thresholds)
     if observed.restarted:
         yield Reason("server_restarted", "The server was restarted during the point: its counters began anew.")
     failed = _failed_requests(observed, thresholds)
     if failed is not None:
         yield failed
-    tokens = _number(observed.result.get("total_output_tokens"))
+    tokens = finite_number(observed.result.get("total_output_tokens"))
     if not tokens:
         yield Reason("zero_tokens", "The client counted no generated token.", tokens, 1)
-    duration = _number(observed.result.get("duration"))
+    duration = finite_number(observed.result.get("duration"))
     if duration is None or duration < thresholds.min_duration_s:
         told = "unknown" if duration is None else f"{duration:.2f} s"
         message = f"The measured time is {told}; at least {thresholds.min_duration_s:g} s are wanted."
@@ -129,7 +196,7 @@ def _refusals(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
 
 
 def _failed_requests(observed: Observed, thresholds: Thresholds) -> Reason | None:
-    completed = _number(observed.result.get("completed")) or 0
+    completed = finite_number(observed.result.get("completed")) or 0
     # Not the client's own "failed": old versions have none, and a client that lost requests counts them nowhere.
     missing = observed.num_prompts - completed
     if missing <= thresholds.max_failed:
@@ -164,10 +231,8 @@ def _rate_not_offered(observed: Observed, thresholds: Thresholds) -> Iterator[Re
 
 
 def _flags(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
-    cpu = observed.cpu_fraction
-    if cpu is not None and cpu > thresholds.client_bound_cpu:
-        message = f"The client used {cpu:.2f} CPU seconds per second; it works on one core and may limit the point."
-        yield Reason("client_bound", message, cpu, thresholds.client_bound_cpu)
+    yield from _client_bound(observed, thresholds)
+    yield from _clock_step(observed, thresholds)
     counted = observed.server_metrics
     if counted is None or observed.restarted:
         return
@@ -182,74 +247,36 @@ def _flags(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
     yield from _token_mismatch(observed, counted, thresholds)
 
 
+def _client_bound(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
+    cpu, lag_ms = observed.cpu_fraction, observed.loop_lag_p99_ms
+    if cpu is not None and cpu > thresholds.client_bound_cpu:
+        message = f"The client used {cpu:.2f} CPU seconds per second; it works on one core and may limit the point."
+        yield Reason("client_bound", message, cpu, thresholds.client_bound_cpu)
+    elif lag_ms is not None and lag_ms > thresholds.client_bound_lag_ms:
+        message = (
+            f"The client saw one in a hundred answers {lag_ms:.0f} ms late or later: its event loop was busy, or had "
+            "no CPU. Latencies hold that time."
+        )
+        yield Reason("client_bound", message, lag_ms, thresholds.client_bound_lag_ms)
+
+
+def _clock_step(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
+    for whose, step_s in (("client's", observed.clock_step_s), ("server's", observed.server_clock_step_s)):
+        if step_s is not None and abs(step_s) > thresholds.max_clock_step_s:
+            message = (
+                f"The clock on the {whose} side was set by {step_s:+.3f} s during the point, or its machine slept."
+            )
+            yield Reason("clock_step", message, step_s, thresholds.max_clock_step_s)
+            return
+
+
 def _token_mismatch(
     observed: Observed, counted: Mapping[str, float | None], thresholds: Thresholds
 ) -> Iterator[Reason]:
-    client, server = _number(observed.result.get("total_output_tokens")), counted.get("generation_tokens")
+    client, server = finite_number(observed.result.get("total_output_tokens")), counted.get("generation_tokens")
     if client is None or server is None:
         return
     mismatch = abs(client - server) / max(client, server, 1.0)
     if mismatch > thresholds.token_mismatch_fraction:
         message = f"The client counted {client:.0f} generated tokens, the server {server:.0f}."
         yield Reason("token_mismatch", message, mismatch, thresholds.token_mismatch_fraction)
-
-
-def delivered_fraction(result: Mapping[str, Any], requests: Mapping[str, Any], concurrency: int) -> float | None:
-    """The part of the asked concurrency that the client kept up, from its own timings, at most 1; None if unknown.
-
-    With start times: the mean number of requests in flight from the start that fills the concurrency k to the last
-    start, divided by k, where k is the smaller of the concurrency and the number of requests. In that time the client
-    had more to send, so k is what a client that does its work has in flight. The ramp-down after the last start is not
-    held against it. With no time between the two starts (no more requests than the concurrency), the requests in
-    flight at that moment count.
-
-    Without start times (vLLM 0.9): a client that keeps k requests in flight as long as it has any to send is done
-    within sum/k + (1 - 1/k) x longest of the latencies (Graham's bound for list scheduling). The fraction is that
-    bound divided by the measured duration.
-    """
-    latencies = _latencies(requests)
-    if not latencies:
-        return None
-    k = min(concurrency, len(latencies))
-    starts = requests.get("start_times")
-    if starts and len(starts) == len(latencies):
-        return min(1.0, _mean_in_flight(starts, latencies, k) / k)
-    duration = _number(result.get("duration"))
-    if not duration:
-        return None
-    return min(1.0, (sum(latencies) / k + (1 - 1 / k) * max(latencies)) / duration)
-
-
-def offered_rate(requests: Mapping[str, Any]) -> float | None:
-    """Requests per second that the client sent, from its own start times; None where it wrote none.
-
-    vLLM's client draws the gaps and then scales them, so that the last one ends after number / rate: the number of
-    requests counts, and not that of the gaps between them, of which one is before the first request.
-    """
-    starts = [start for each in requests.get("start_times") or () if (start := _number(each)) is not None]
-    span = max(starts, default=0.0) - min(starts, default=0.0)
-    return len(starts) / span if span > 0 else None
-
-
-def _latencies(requests: Mapping[str, Any]) -> list[float]:
-    if requests.get("latencies"):
-        return [_number(each) or 0.0 for each in requests["latencies"]]
-    ttfts, itls = requests.get("ttfts") or [], requests.get("itls") or []
-    if len(ttfts) != len(itls):
-        return []
-    return [(_number(ttft) or 0.0) + sum(gap or 0.0 for gap in gaps) for ttft, gaps in zip(ttfts, itls, strict=True)]
-
-
-def _mean_in_flight(starts: list[float], latencies: list[float], k: int) -> float:
-    ordered = sorted(starts)
-    begin, end = ordered[k - 1], ordered[-1]
-    spans = [(start, start + latency) for start, latency in zip(starts, latencies, strict=True)]
-    if end <= begin:
-        return float(sum(1 for start, stop in spans if start <= end <= stop))
-    return sum(max(0.0, min(stop, end) - max(start, begin)) for start, stop in spans) / (end - begin)
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)

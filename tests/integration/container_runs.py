@@ -370,7 +370,7 @@ def make_run(
                 "concurrency": list(levels),
                 "warm_up_prompts": 4 if real else 0,
                 # Points of a second are enough to test containers; they say nothing about the machine.
-                "validity": {"min_duration_s": 0.1, "min_concurrency_fraction": 0.1},
+                "validity": {"min_duration_s": 0.1, "min_concurrency_fraction": 0.1, "client_bound_lag_ms": 1e4},
             }
         },
         "experiments": {"try": {"title": "Try", "deployments": ["tiny"], "benchmark": "short", "runs": 1}},

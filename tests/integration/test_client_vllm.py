@@ -46,7 +46,8 @@ OFFLINE = {
 START_S = 200
 
 
-def _environment_python() -> Path:
+def environment_python() -> Path:
+    """The Python of the environment with vLLM; where there is none, the test is skipped."""
     chosen = os.environ.get("BERTH_VLLM_PYTHON")
     if chosen:
         return Path(chosen)
@@ -92,7 +93,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A real server of the tiny model that asks for a key; started, not waited for, and ended after the last test."""
-    python = _environment_python()
+    python = environment_python()
     folder = tmp_path_factory.mktemp("vllm")
     generate_model(dest=folder / "model", manifest_path=folder / "manifest.json", seed=0)
     generate_sharegpt(dest=folder / "data.json", receipt_path=folder / "data.receipt.json", count=60, scale=0.1)

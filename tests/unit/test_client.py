@@ -374,7 +374,7 @@ def test_memo_hands_out_copies(tmp_path: Path) -> None:
 def test_the_last_bar_of_a_run_is_the_measured_phase() -> None:
     """A bar of a warm-up is forgotten when the next one is opened; a phase that never ended has no duration."""
     phase = worker.Phase()
-    assert phase.report() == {"cpu_s": None, "phase_s": None, "start": None, "end": None}
+    assert phase.report() == dict.fromkeys(("cpu_s", "phase_s", "start", "end", "loop_lag", "clock_step_s"))
     warm_up = phase.open(total=2)
     warm_up.update(1)
     warm_up.close()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from berth.clienttool import load_client
 from berth.errors import BerthError
 from berth.parse import load_config
 from berth.pins import LOCKS, read_lock
@@ -92,15 +93,17 @@ def test_the_proxy_is_rendered_with_its_input_and_without_a_model(tmp_path: Path
 
 
 @pytest.mark.parametrize("path", sorted(LOCKS.glob("*.lock")), ids=lambda path: path.name)
-def test_every_shipped_lock_is_read_and_belongs_to_a_recipe(path: Path) -> None:
-    """Each lock can be read, and a recipe's image names it with a package that it pins."""
+def test_every_shipped_lock_is_read_and_belongs_to_a_recipe_or_a_client(path: Path) -> None:
+    """Each lock can be read, and an image of a recipe or of a client names it with a package that it pins."""
     lock = read_lock(path)
     named = [
-        image
+        image.package
         for recipe in sorted((ROOT / "config/recipes").glob("*.yaml"))
         for version in load_recipe(recipe).versions.values()
         for image in version.images.values()
         if image.lock == path.name
     ]
+    images = [load_client(each).images["environment"] for each in (ROOT / "config/clients").glob("*.yaml")]
+    named += [image["package"] for image in images if image["lock"] == path.name]
     assert named
-    assert all(lock.has(image.package) for image in named)
+    assert all(lock.has(package) for package in named)

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
+from berth._schema import SCHEMA_DIR
 from berth.errors import BerthError
 from berth.parse import load_config
 
@@ -48,6 +50,12 @@ def test_shipped_configuration_holds_the_papers_experiments_beside_the_local_one
     assert config.experiments["fig10"].runs == {"scout-w4a16-hops": 5, "scout-w4a16-goodall": 2}
     big = config.deployments["llama31-405b-hops"]
     assert (big.nodes, big.tensor_parallel, big.pipeline_parallel) == (4, 4, 4)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SCHEMA_DIR.glob("*.schema.yaml")))
+def test_every_schema_is_one(name: str) -> None:
+    """A schema is valid itself, which is not looked at again each time that it is used."""
+    Draft202012Validator.check_schema(yaml.safe_load((SCHEMA_DIR / name).read_text()))
 
 
 def test_unknown_key_names_the_nearest(raw: dict[str, Any]) -> None:

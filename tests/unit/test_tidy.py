@@ -71,6 +71,7 @@ def record(concurrency: int = 4, **changes: Any) -> dict[str, Any]:
             "command": ["vllm"],
             "cpu_s": 2.15,
             "cpu_fraction": 0.1,
+            "loop_lag": {"mean_ms": 1.0, "p99_ms": 12.5, "max_ms": 40.0},
         },
         "result": result,
         "requests_file": None,
@@ -133,6 +134,7 @@ def test_a_record_becomes_a_row_with_its_coordinates_settings_and_numbers(tmp_pa
         "prefix_cache_hit_rate": 0.25,
         "preemptions": 3,
         "client_cpu_fraction": 0.1,
+        "client_loop_lag_p99_ms": 12.5,
     }
     assert {name: row[name] for name in wanted} == wanted
     assert pd.isna(row["reason_codes"])

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from berth.validity import FLAGGING, REFUSING, Observed, Thresholds, delivered_fraction, died, judge
+from berth.delivered import delivered_fraction
+from berth.validity import FLAGGING, REFUSING, SETTABLE, Observed, Policy, Thresholds, died, judge, not_idle, policy_of
 
+# Thresholds that the table of the docs says in words: "none may fail".
+_IN_WORDS = {"max_failed", "max_preemptions"}
 DOCS = Path(__file__).parents[2] / "docs" / "validity.md"
 
 
@@ -81,6 +85,7 @@ def test_a_healthy_point_is_accepted() -> None:
         ({"restarted": True}, "server_restarted"),
         ({"requests": closed_loop(4, [0.5] * 100, pause_s=0.2)}, "concurrency_not_delivered"),
         ({"requests": sent(100, rate=7), "request_rate": 8.0, "offered": True}, "rate_not_offered"),
+        ({"busy": "The server has other work."}, "not_idle"),
     ],
 )
 def test_what_says_nothing_about_the_server_is_refused(changes: dict[str, Any], code: str) -> None:
@@ -92,6 +97,9 @@ def test_what_says_nothing_about_the_server_is_refused(changes: dict[str, Any], 
     ("changes", "code"),
     [
         ({"cpu_fraction": 0.95}, "client_bound"),
+        ({"loop_lag_p99_ms": 130.0}, "client_bound"),
+        ({"clock_step_s": -0.2}, "clock_step"),
+        ({"server_clock_step_s": 30.0}, "clock_step"),
         ({"server_metrics": {"prefix_cache_hits": 500.0}}, "warm_cache"),
         ({"server_metrics": {"preemptions": 1.0}}, "preemptions"),
         ({"server_metrics": {"generation_tokens": 1100.0}}, "token_mismatch"),
@@ -175,10 +183,44 @@ def test_thresholds_decide() -> None:
 
 
 def test_judgement_as_json_has_the_record_s_form() -> None:
-    """The judgement is written with the four keys of a reason."""
+    """The judgement is written with the five keys of a reason."""
     told = judge(observed(cpu_fraction=0.95), Thresholds()).as_dict()
     assert told["verdict"] == "flagged"
-    assert set(told["reasons"][0]) == {"code", "message", "value", "threshold"}
+    assert set(told["reasons"][0]) == {"code", "message", "value", "threshold", "action"}
+
+
+def test_an_action_decides_and_is_written() -> None:
+    """Each settable code can refuse, flag or be accepted, and an accepted reason stands in the record all the same."""
+    for code, changes in {"warm_cache": {"server_metrics": {"prefix_cache_hits": 500.0}}, "short_run": {}}.items():
+        seen = observed(**changes, **({"result": {"duration": 1.0}} if code == "short_run" else {}))
+        for action, verdict in (("refuse", "refused"), ("flag", "flagged"), ("accept", "accepted")):
+            told = judge(seen, Thresholds(), {code: action}).as_dict()
+            assert told["verdict"] == verdict
+            assert [(each["code"], each["action"]) for each in told["reasons"]] == [(code, action)]
+
+
+def test_one_refusing_reason_among_accepted_ones_refuses() -> None:
+    """Accepting one code does not accept another."""
+    seen = observed(result={"duration": 1.0, "total_output_tokens": 0}, server_metrics={"generation_tokens": 0.0})
+    assert codes(seen)[0] == "refused"
+    judgement = judge(seen, Thresholds(), {"zero_tokens": "accept"})
+    assert judgement.verdict == "refused"
+    assert [reason.code for reason in judgement.refusing] == ["short_run"]
+
+
+def test_a_busy_server_is_judged_before_its_point() -> None:
+    """A point that is about to begin on a busy server is refused, or measured with the reason, as the policy says."""
+    assert not_idle("Two requests are on it.", 2, Policy()).verdict == "refused"
+    judgement = not_idle("Two requests are on it.", 2, policy_of({"actions": {"not_idle": "flag"}, "idle_wait_s": 5}))
+    assert (judgement.verdict, judgement.reasons[0].threshold) == ("flagged", 5)
+
+
+def test_the_schema_lets_exactly_the_settable_codes_be_set() -> None:
+    """What the configuration accepts under `validity` are the thresholds and the codes of the gate."""
+    schema = yaml.safe_load((DOCS.parents[1] / "workflow/schemas/config.schema.yaml").read_text())["$defs"]["validity"]
+    actions = schema["properties"].pop("actions")
+    assert set(schema["properties"]) == {each.name for each in dataclasses.fields(Thresholds)}
+    assert set(actions["propertyNames"]["enum"]) == set(SETTABLE)
 
 
 def test_docs_and_code_list_the_same_codes_and_thresholds() -> None:
@@ -192,7 +234,7 @@ def test_docs_and_code_list_the_same_codes_and_thresholds() -> None:
     assert re.findall(r"^### (\w+)$", text, flags=re.MULTILINE) == [code for code, _, _ in rows]
     told = {name: float(value) for _, _, cell in rows for name, value in re.findall(r"`(\w+)`: ([0-9.]+)", cell)}
     defaults = dataclasses.asdict(Thresholds())
-    assert told == {name: value for name, value in defaults.items() if not name.startswith("max_")}
+    assert told == {name: value for name, value in defaults.items() if name not in _IN_WORDS}
 
 
 @pytest.mark.parametrize(("rate", "offered", "verdict"), [(7.5, True, "accepted"), (4, False, "accepted")])

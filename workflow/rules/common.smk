@@ -91,28 +91,28 @@ def report_files():
 
 def pages_of_report():
     """The experiments of the report, all their points taken to be measured."""
-    from berth.report import asked_of
+    from berth.report_request import asked_of
 
     return asked_of(PLAN, missing=False)
 
 
 def profiles_of_report():
     """The profile that measures each platform."""
-    from berth.report import profiles_of
+    from berth.report_request import profiles_of
 
     return profiles_of(PLAN)
 
 
 def comparisons_of_report():
     """The outcomes of comparisons that were run."""
-    from berth.report import comparisons_of
+    from berth.report_request import comparisons_of
 
     return comparisons_of(PLAN)
 
 
 def what_can_be_reported():
     """What the report shows of an unfinished workflow, as plain values."""
-    from berth.report import what_there_is
+    from berth.report_request import what_there_is
 
     return what_there_is(PLAN, LOOKED_S)
 
@@ -207,14 +207,78 @@ def marker_of(w):
 
 
 def sweep_inputs(w):
-    """The receipts that one sweep reads (staged model, staged image, dataset), and the marker of the part before it."""
+    """The receipts that one sweep reads (model, images, dataset), and the marker of the part before it."""
     run = PLAN.at(key_of(w))
+    return {
+        **receipts_of(run),
+        "before": PLAN.jobs.marker_before(key_of(w), int(w.attempt), w.part),
+        "tools": tool_receipts([run.benchmark.client]),
+    }
+
+
+def receipts_of(run):
+    """The receipts of a run's model, image and dataset."""
     platform = run.deployment.platform
     return {
         "model": f"{RESULTS}/staged/{platform}/{run.deployment.model}.json",
         "image": f"{RESULTS}/images/{platform}/{run.deployment.recipe}-{run.deployment.version}.json",
         "dataset": f"{RESULTS}/datasets/{run.benchmark.dataset}/receipt.json",
-        "before": PLAN.jobs.marker_before(key_of(w), int(w.attempt), w.part),
+    }
+
+
+def tool_receipts(names):
+    """The receipts of the images of clients; none for vLLM's own, which is in the server's image."""
+    return [each["receipt"] for each in PLAN.tools(names).values()]
+
+
+CROSS_CHECK = f"{RESULTS}/cross_check/{BERTH.experiment or 'none'}/{BERTH.platform}"
+
+
+def cross_check_settings():
+    """What `cross_check` compares, as plain values."""
+    from berth.analysis import CrossCheckSettings
+
+    return asdict(BERTH.cross_check or CrossCheckSettings())
+
+
+def cross_check_request():
+    """What `cross_check` is told of its server."""
+    from berth.analysis import CrossCheckSettings
+    from berth.crosscheck import request_of
+
+    try:
+        return request_of(PLAN, BERTH.cross_check or CrossCheckSettings())
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def cross_check_inputs(w):
+    """The receipts that a cross-check reads."""
+    from berth.crosscheck import run_of
+
+    try:
+        run = run_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    return {
+        **receipts_of(run),
+        "tools": tool_receipts(cross_check_settings()["clients"]),
+    }
+
+
+def resources_of_cross_check():
+    """What its job asks the scheduler for: what the sweep of the run asks for, as often as it is measured."""
+    from berth.crosscheck import resources_of
+
+    def one(name, w):
+        try:
+            return resources_of(PLAN, len(cross_check_request()["tools"]) + 1)[name]
+        except BerthError as error:
+            raise WorkflowError(str(error)) from None
+
+    return {
+        name: partial(one, name)
+        for name in sweep_names(BERTH.platforms[BERTH.platform])
     }
 
 
@@ -259,7 +323,8 @@ def tell_failures():
     if not ASKED:
         return
     from berth.draw import draw_what_there_is
-    from berth.report import report_what_there_is, what_there_is
+    from berth.report import report_what_there_is
+    from berth.report_request import what_there_is
 
     # A failure to draw must not hide what it would have shown.
     try:
@@ -317,9 +382,10 @@ def served_log(verb):
 
 def resources_of_term():
     """What a term asks its scheduler for: functions by name; nothing where there is no scheduler."""
-    from berth.servesettings import term_resources
 
     def one(name, w):
+        from berth.servesettings import term_resources
+
         return term_resources(BERTH)[name]
 
     return {
