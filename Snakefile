@@ -40,17 +40,22 @@ rule all:
     default_target: True
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
-        measurable(point_files(PLAN.missing) + figure_files() + report_files()),
+        measurable(
+            point_files(PLAN.targets)
+            + decision_files()
+            + figure_files()
+            + report_files()
+        ),
 
 
 rule points:
     input:
-        measurable(point_files(PLAN.missing)),
+        measurable(point_files(PLAN.targets) + decision_files()),
 
 
 rule figures:
     input:
-        measurable(figure_files()),
+        measurable(decision_files() + figure_files()),
 
 
 include: "workflow/rules/model.smk"

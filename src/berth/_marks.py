@@ -60,7 +60,8 @@ def draw_marks(ax: Axes, lines: Sequence[Line], *, log: bool, merge: bool) -> No
             ax.plot(xs, ys, color=colour, linestyle=":", linewidth=0.8, gid="crash-line")
         # A failed point stands on the lower edge whatever the scale.
         on = ax.transData if mark.crashed else ax.get_xaxis_transform()
-        ax.plot([x], [y], "x", color=colour, ms=4.5, mew=1.2, clip_on=False, gid="mark", transform=on)
+        if not mark.left_out:
+            ax.plot([x], [y], "x", color=colour, ms=4.5, mew=1.2, clip_on=False, gid="mark", transform=on)
         text = mark.text
         if merge:
             if (x, text) in written:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["text", "integer", "number"]
 
-STATUSES = ("ok", "flagged", "crashed", "failed", "not_run")
+STATUSES = ("ok", "flagged", "crashed", "failed", "not_run", "left_out")
 PLOTTED = ("ok", "flagged")
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTICS = ("mean", "median", "p99")
@@ -49,7 +49,7 @@ COLUMNS: tuple[Column, ...] = (
     *_text("engine", "engine_version", "image", "image_digest", "mode", "dataset", "client", "client_version"),
     Column("concurrency", "integer", "requests"),
     Column("request_rate_req_s", "number", "requests/s"),
-    *_text("status", "reason_codes", "failure_kind", "failure_cause"),
+    *_text("refined", "status", "reason_codes", "failure_kind", "failure_cause"),
     Column("num_prompts", "integer", "requests"),
     Column("completed", "integer", "requests"),
     Column("failed", "integer", "requests"),

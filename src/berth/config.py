@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth.access_settings import Access
+from berth.stopping import Asked
 
 if TYPE_CHECKING:
     from berth.analysis import CompareSettings, CrossCheckSettings, StatisticsSettings
@@ -335,11 +336,19 @@ class Benchmark:
     client: str = "vllm"
     seed_per_point: bool = False
     validity: dict[str, Any] = field(default_factory=dict)
+    goodput: dict[str, float] = field(default_factory=dict)
+    stop_when: dict[str, Any] = field(default_factory=dict)
+    refine: dict[str, Any] = field(default_factory=dict)
 
     @property
     def levels(self) -> tuple[Level, ...]:
         """What is swept, rising: levels of concurrency, or request rates."""
         return self.request_rates or self.concurrency
+
+    @property
+    def asked(self) -> Asked:
+        """What it asks of each run."""
+        return Asked(self.levels, self.stop_when, self.refine)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ _OVER_CONCURRENCY: dict[str, Kind] = {
     "output_throughput": Kind("Output token throughput (tokens/s)", (Panel(_THROUGHPUT),)),
     "request_throughput": Kind("Request throughput (requests/s)", (Panel(_DELIVERED),)),
     **{name: _latency(name, words) for name, words in _LATENCY_WORDS.items()},
+    "goodput": Kind("Goodput (requests/s)", (Panel("request_goodput_req_s"),)),
 }
 KINDS: dict[str, Kind] = {
     **_OVER_CONCURRENCY,
@@ -217,7 +218,7 @@ def _look(curve: Curve, drawn: list[Curve]) -> dict[str, Any]:
 
 def _draw_curve(ax: Axes, curve: Curve, x: Numbers, y: Numbers, look: dict[str, Any], *, name: str) -> None:
     # NaN at a gap: matplotlib lifts the pen there.
-    ax.plot(x, y, gid=f"curve-{name}", label=curve.label, **look)
+    ax.plot(x[~curve.skipped], y[~curve.skipped], gid=f"curve-{name}", label=curve.label, **look)
     hollow = curve.flagged & np.isfinite(y)
     if hollow.any():
         ax.plot(x[hollow], y[hollow], gid=f"flagged-{name}", zorder=3, **(look | _hollow(look["color"])))

@@ -40,7 +40,7 @@ class Jobs:
             self._estimates[key] = estimate(
                 results=self._plan.root / config.results,
                 spec=run.id.spec,
-                levels=run.benchmark.levels,
+                levels=sorted({*run.benchmark.levels, *run.levels}),
                 num_prompts=run.benchmark.num_prompts,
                 weights_bytes=config.models[run.deployment.model].weights_bytes,
                 published_dir=self._plan.root / config.published_dir,
@@ -83,9 +83,19 @@ class Jobs:
         run = self._plan.at(key)
         if run.id.point(level).key in self._plan.spooled:
             return []
-        levels = run.benchmark.levels
+        if key in self._plan.open_runs:
+            return [self.decision_file(key)]
+        levels = run.levels
         attempt = self._plan.attempts.get(key, 1)
         return [self._marker(key, attempt, part) for part in self.of(key) if level in levels_of(part, levels)]
+
+    def decision_file(self, key: str) -> str:
+        """What the sweeps of an open run have decided: the levels whose points are to be accepted."""
+        return f"{self._plan.config.results}/sweeps/{key}.attempt{self._plan.attempts.get(key, 1)}.levels.json"
+
+    def markers(self, key: str, attempt: int) -> list[str]:
+        """The markers of all jobs that measure a run."""
+        return [self._marker(key, attempt, part) for part in self.of(key)]
 
     def marker_before(self, key: str, attempt: int, part: str) -> list[str]:
         """The marker of the job that measures the levels before a part; none for the first part of a run.
@@ -102,8 +112,12 @@ class Jobs:
         if platform.queue is None:
             return {}
         measured = self._plan.existing | self._plan.spooled
-        levels = levels_of(part, run.benchmark.levels)
+        levels = levels_of(part, sorted({*run.benchmark.levels, *run.levels}))
         missing = [level for level in levels if run.id.point(level).key not in measured]
+        if missing and run.decision and run.benchmark.refine:
+            # Which levels it will add is not known; none takes longer than the longest.
+            longest = max(levels, key=lambda level: self.estimate(key).points_s[level])
+            missing += [longest] * int(run.benchmark.refine["points"])
         minutes = self.estimate(key).job_minutes(missing, platform.queue.warn_s)
         return sweep_resources(run.deployment, platform, min(minutes, platform.queue.max_minutes or minutes))
 

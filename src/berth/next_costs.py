@@ -56,9 +56,7 @@ def next_jobs(plan: Plan) -> list[NextJob]:
             per_node, nodes = platform.accelerator.per_node, deployment.job_nodes
         for part in plan.jobs.of(key):
             missing = plan.missing - plan.spooled
-            levels = tuple(
-                level for level in levels_of(part, run.benchmark.levels) if run.id.point(level).key in missing
-            )
+            levels = tuple(level for level in levels_of(part, run.levels) if run.id.point(level).key in missing)
             estimate = plan.jobs.estimate(key)
             runtime = plan.jobs.resources(key, part).get("runtime")
             found.append(

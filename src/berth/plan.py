@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from berth.clienttool import DEFAULT
 from berth.columns import row_entry
 from berth.config import Network
-from berth.coordinates import PointId, RunId, parse_point
+from berth.coordinates import LEVEL_PATTERN, PointId, RunId, parse_point
 from berth.errors import BerthError
+from berth.goodput import words
 from berth.image_request import request_of
 from berth.imported import imported_paths
 from berth.jobs import Jobs
@@ -20,13 +21,16 @@ from berth.parts import levels_of
 from berth.record import peek
 from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
+from berth.spool import decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from berth.config import Benchmark, Config, Deployment, Experiment, Platform
+    from berth.coordinates import Level
     from berth.rendering import Rendering
+    from berth.stopping import Decision
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
 # The kinds of a sweep over request rates.
@@ -46,11 +50,18 @@ class Run:
     deployment: Deployment
     benchmark: Benchmark
     definition: Definition
+    # Where the sweep decides what is measured: what it has decided so far.
+    decision: Decision | None = None
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that belong to it, as far as that is known."""
+        return self.decision.wanted if self.decision else self.benchmark.levels
 
     @property
     def points(self) -> tuple[PointId, ...]:
         """Its points, by rising level."""
-        return tuple(self.id.point(level) for level in self.benchmark.levels)
+        return tuple(self.id.point(level) for level in self.levels)
 
 
 @dataclass(frozen=True)
@@ -92,13 +103,29 @@ class Plan:
         return frozenset(point.key for run in self.runs.values() for point in run.points) - self.existing
 
     @cached_property
+    def open_runs(self) -> tuple[str, ...]:
+        """Runs whose sweep decides what is measured, and has something to measure: it is not known yet what."""
+        unmeasured = self.missing - self.spooled
+        return tuple(
+            key for key, run in self.runs.items() if run.decision and any(p.key in unmeasured for p in run.points)
+        )
+
+    @cached_property
+    def targets(self) -> frozenset[str]:
+        """Missing points that can be asked for by name before anything is measured."""
+        return frozenset(key for key in self.missing if key.rpartition("/")[0] not in set(self.open_runs))
+
+    @cached_property
     def only_missing(self) -> str:
         """A regular expression for the first wildcard of a point's path that lets missing points pass and no others.
 
         It looks ahead over the whole key, so that one expression constrains the five wildcards together.
         """
-        keys = "|".join(re.escape(key) for key in sorted(self.missing))
-        return rf"(?=(?:{keys})\.)[^/]+" if keys else r"(?!)"
+        keys = [re.escape(key) for key in sorted(self.targets)]
+        for run in self.open_runs:
+            there = "|".join(re.escape(key.rpartition("/")[2]) for key in self.existing if key.startswith(f"{run}/"))
+            keys.append(rf"{re.escape(run)}/(?!(?:{there})\.)" + LEVEL_PATTERN)
+        return rf"(?=(?:{'|'.join(keys)})\.)[^/]+" if keys else r"(?!)"
 
     @property
     def takes_machine(self) -> bool:
@@ -120,10 +147,35 @@ class Plan:
                 continue
             if name in measured or name in by_rate:
                 kinds = (FIGURE_KINDS if name in measured else ()) + (RATE_KINDS if name in by_rate else ())
+                if self.goodput.get(name):
+                    kinds += ("goodput",) * (name in measured) + ("goodput_over_rate",) * (name in by_rate)
                 drawn[name] = tuple(dict.fromkeys(kinds))
             elif experiment.published:
                 drawn[name] = PUBLISHED_KINDS
         return drawn
+
+    @property
+    def goodput(self) -> dict[str, dict[str, float]]:
+        """The limits on latency of each experiment that has some."""
+        limits = {
+            name: self.config.benchmarks[experiment.benchmark].goodput
+            for name, experiment in self.config.experiments.items()
+        }
+        return {name: each for name, each in limits.items() if each}
+
+    @property
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """What the table must know of experiments that say more than their levels, as plain values."""
+        told: dict[str, dict[str, Any]] = {name: {"goodput": limits} for name, limits in self.goodput.items()}
+        for name, experiment in self.config.experiments.items():
+            asked = self.config.benchmarks[experiment.benchmark].asked
+            if asked.decides:
+                told[name] = {**told.get(name, {}), **vars(asked)}
+        return told
+
+    def note_of(self, experiment: str, kind: str) -> str:
+        """What must be said below a figure."""
+        return words(self.goodput.get(experiment, {})) if kind.startswith("goodput") else ""
 
     def published_of(self, experiment: str, kind: str) -> tuple[str, ...]:
         """The published curves that belong into a figure; a published set knows output throughput alone."""
@@ -174,7 +226,8 @@ class Plan:
             "spec": where.spec,
             "run": where.run,
             "definition": found.definition.full,
-            "levels": levels_of(part, found.benchmark.levels),
+            "levels": levels_of(part, sorted({*found.benchmark.levels, *found.levels})),
+            "asked": found.benchmark.asked if found.decision else None,
             "deployment": asdict(deployment),
             "benchmark": {
                 **asdict(found.benchmark),
@@ -303,7 +356,8 @@ def _runs(config: Config, root: Path, unmeasurable: list[str]) -> list[Run]:
             seen[definition.id] = name
             for number in range(1, experiment.runs[name] + 1):
                 where = RunId(experiment.name, config.platform, definition.id, number)
-                runs.append(Run(where, experiment, deployment, benchmark, definition))
+                decision = decided(root / config.results, where, benchmark.asked) if benchmark.asked.decides else None
+                runs.append(Run(where, experiment, deployment, benchmark, definition, decision))
     return runs
 
 

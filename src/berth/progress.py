@@ -180,6 +180,11 @@ class SweepProgress:
             self._left(point_left),
         )
 
+    def replan(self, left: list[Level]) -> None:
+        """Other levels than were thought of are left; the running one counts as ended."""
+        self.levels = [level for level in self.levels if level in self.durations_s or level == self._level]
+        self.levels += [level for level in left if level not in self.levels]
+
     def finish(self, level: Level, duration_s: float, told: str, *, failed: bool = False) -> None:
         """A point has ended; `told` says how."""
         self.durations_s[level] = duration_s

@@ -42,6 +42,7 @@ class Asked:
     kinds: tuple[str, ...]
     published: tuple[str, ...]
     missing: int = 0
+    note: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Asked:
@@ -52,6 +53,7 @@ class Asked:
             tuple(value["kinds"]),
             tuple(value["published"]),
             int(value.get("missing", 0)),
+            str(value.get("note", "")),
         )
 
 
@@ -77,7 +79,7 @@ def shown(table: pd.DataFrame, asked: Asked, published_dir: Path) -> Shown:
         parts.append(read_published(figure.path))
         told.append(f"Published: {described.citation} Licence: {described.licence}.")
     rows = combine(parts)
-    return Shown(asked, rows, (*notes(rows), *told))
+    return Shown(asked, rows, (*notes(rows), *filter(None, [asked.note]), *told))
 
 
 def kinds_for_page() -> dict[str, Any]:
@@ -109,7 +111,8 @@ def for_page(each: Shown) -> dict[str, Any]:
                 "axis": curve.axis,
                 "levels": [rounded(level) for level in curve.levels],
                 "rows": [int(row) for row in curve.rows],
-                "marks": [[mark.position, mark.text, mark.crashed] for mark in curve.marks],
+                "marks": [[mark.position, mark.text, mark.crashed, mark.left_out] for mark in curve.marks],
+                "skipped": [bool(each) for each in curve.skipped],
             }
             for curve in curves(each.rows)
         ],

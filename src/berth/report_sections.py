@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def counts(each_shown: Sequence[Shown]) -> dict[str, int]:
     """How many points there are of each kind."""
-    by_status = dict.fromkeys(("ok", "flagged", "failed", "crashed", "not_run", "published", "imported"), 0)
+    by_status = dict.fromkeys(("ok", "flagged", "failed", "crashed", "not_run", "left_out", "published", "imported"), 0)
     for each in each_shown:
         for source, status in zip(each.rows["source"], each.rows["status"], strict=True):
             if source == "measured":

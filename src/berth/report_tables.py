@@ -80,7 +80,7 @@ def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
     for point in _points(each):
         status = point["status"]
         accepted = status == "ok" and point["source"] == "measured" and bool(_text(point["reason_codes"]))
-        if status in {"ok", "not_run"} and not accepted:
+        if status in {"ok", "not_run", "left_out"} and not accepted:
             continue
         told = provenance["doubts"].get(_key(point), {}) if point["source"] == "measured" else {}
         failure = told.get("failure") or {}

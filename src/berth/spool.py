@@ -8,15 +8,17 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from berth.coordinates import level_name
+from berth.coordinates import POINT_FILES, level_name, parse_level
 from berth.errors import BerthError
-from berth.record import write_record
+from berth.record import read_record, write_record
+from berth.stopping import Seen, decide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from berth.coordinates import Level, RunId
+    from berth.stopping import Asked, Decision
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +96,25 @@ class Spool:
     @property
     def _reserve(self) -> Path:
         return self.folder / ".reserve"
+
+
+def seen_points(results: Path, run: RunId) -> dict[Level, Seen]:
+    """What the valid points of a run say, from results and from the spool.
+
+    Raises:
+        BerthError: a record is truncated, foreign, or of another point.
+    """
+    seen: dict[Level, Seen] = {}
+    for name in ("spool", "points"):
+        for path in sorted((results / name / run.key).glob(POINT_FILES)):
+            level = parse_level(path.stem)
+            if level is not None:
+                record = read_record(path, key=run.point(level).key)
+                found = record["result"] or {}
+                seen[level] = Seen.of(found.get("output_throughput"), found)
+    return seen
+
+
+def decided(results: Path, run: RunId, asked: Asked, failed: Iterable[Level] = ()) -> Decision:
+    """What belongs to a run, from the points that it has; `failed` have failed in the sweep that asks."""
+    return decide(asked, seen_points(results, run), failed=frozenset(failed))

@@ -24,13 +24,14 @@ from berth.recording import Instance, failure_of, no_client, point_record, wall_
 from berth.runtime import Host
 from berth.serve import ServerDied
 from berth.signals import announce, terminate_as_exception, uninterrupted
-from berth.spool import Spool
+from berth.spool import Spool, decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from berth.coordinates import Level
     from berth.lease import Lease
+    from berth.stopping import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class SweepRequest:
     image_receipt: str = ""
     dataset_receipt: str = ""
     logs: str = ""
+    # Where the sweep decides what is measured: how.
+    asked: Asked | None = None
 
     @property
     def id(self) -> RunId:
@@ -97,13 +100,23 @@ def sweep(request: SweepRequest) -> None:
 
 def _sweep(request: SweepRequest) -> None:
     with leased(request) as (spool, held, token, host):
-        missing = spool.missing(request.levels)
+        missing = _missing(request, spool, set())
         if not missing:
             logger.info("%s: nothing is missing", request.id.key)
             return
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
         with brought_up(request, spool, held, token, host) as deployed:
             _Sweep(request, spool, held, token, deployed).run(missing)
+
+
+def _missing(request: SweepRequest, spool: Spool, failed: set[Level]) -> list[Level]:
+    """The levels that are still to be measured, of those that are this job's."""
+    if request.asked is None:
+        return [level for level in spool.missing(request.levels) if level not in failed]
+    # Levels that the sweep adds are those of whichever job is the last.
+    of_other_jobs = set(request.asked.levels) - set(request.levels)
+    wanted = decided(spool.results, request.id, request.asked, failed).wanted
+    return [level for level in spool.missing(wanted) if level not in failed | of_other_jobs]
 
 
 @contextlib.contextmanager
@@ -163,6 +176,7 @@ class _Sweep:
     deployed: Deployed
     measured_s: float = 0.0
     lost_s: list[float] = field(default_factory=list)
+    failed: set[Level] = field(default_factory=set)
 
     def run(self, missing: list[Level]) -> None:
         progress = SweepProgress(list(missing), file=self.spool.progress)
@@ -262,7 +276,8 @@ class _Sweep:
             except PointFailed as failed:
                 self.held.check()
                 self.spool.fail(level, failed.record, failed.requests)
-                left.pop(0)
+                self.failed.add(level)
+                self._go_on(left, progress)
                 progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}", failed=True)
                 if failed.death is not None:
                     raise failed.death from None
@@ -270,7 +285,17 @@ class _Sweep:
             # A holder that was suspended may have been replaced: its successor measures this point.
             self.held.check()
             self.spool.keep(level, point.record, point.requests)
-            left.pop(0)
+            self._go_on(left, progress)
             self.measured_s += point.client_duration_s
             self.lost_s.append(time.monotonic() - started - point.client_duration_s)
             progress.finish(level, point.client_duration_s, point.told)
+
+    def _go_on(self, left: list[Level], progress: SweepProgress) -> None:
+        """Take the level that has ended off `left`, and where the sweep decides, let it decide on the others."""
+        if self.request.asked is None:
+            left.pop(0)
+            return
+        before, left[:] = left[1:], _missing(self.request, self.spool, self.failed)
+        progress.replan(left)
+        if left != before:
+            logger.info("to be measured now: %s", ", ".join(map(level_words, left)) or "nothing more")

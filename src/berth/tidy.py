@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 
 from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS, row_entry
 from berth.coordinates import level_of
+from berth.decided import decided_rows
 from berth.errors import BerthError
 from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
+from berth.goodput import goodput_req_s
 from berth.imported import imported_row
 from berth.mode import mode_of
-from berth.record import read_record, result_value
+from berth.record import read_record, read_requests, result_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,13 +35,17 @@ def tidy_records(
     not_run: Iterable[Mapping[str, Any]] = (),
     platform_labels: Mapping[str, str] | None = None,
     imported: Sequence[Path] = (),
+    *,
+    asked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """One row per point, sorted by experiment, platform, deployment, spec, run and level.
 
     A point that has a record is taken from it. One that has none is taken from its failure, and one that has neither
     from `not_run`, whose mappings hold column names and at least the point's coordinates. `platform_labels` are the
     names for people; a platform without one gets its own name with a capital letter. `imported` are points that other
-    tools measured (berth.imported).
+    tools measured (berth.imported). `asked` has, of experiments that say more than their levels, limits on latency
+    (`goodput`, in ms), `levels`, `stop_when` and `refine`. Levels at which a sweep stopped become rows, and those that
+    it added are marked. Without limits, the goodput is that of the client, which knows only limits that it was given.
 
     Raises:
         BerthError: a file is truncated, foreign or of a newer schema, holds text where a number belongs, or is the
@@ -49,7 +55,11 @@ def tidy_records(
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     origin: dict[tuple[Any, ...], Path] = {}
     for path in record_paths:
-        row = _row(path, read_record(path))
+        record = read_record(path)
+        row = _row(path, record)
+        if limits := (asked or {}).get(str(row["experiment"]), {}).get("goodput"):
+            requests = read_requests(path, record) or {}
+            row["request_goodput_req_s"] = goodput_req_s(requests, row["duration_s"], limits)
         key = _key(row)
         if key in origin:
             raise BerthError(
@@ -60,6 +70,8 @@ def tidy_records(
         row = _row(path, read_record(path))
         rows.setdefault(_key(row), row)
     for row in [*map(imported_row, imported), *map(_not_run, not_run)]:
+        rows.setdefault(_key(row), row)
+    for row in decided_rows(rows.values(), asked or {}):
         rows.setdefault(_key(row), row)
     for row in rows.values():
         platform = str(row["platform"])

@@ -6,6 +6,7 @@
 
 
 localrules:
+    levels,
     point,
 
 
@@ -29,6 +30,24 @@ rule sweep:
         request=lambda w: PLAN.sweep_request(key_of(w), w.part),
     script:
         "../scripts/sweep.py"
+
+
+# What a sweep that stops early or refines has decided: a file with the levels whose points are to be accepted. Only
+# then are the points known that the workflow asks for.
+checkpoint levels:
+    input:
+        sweeps_of,
+    output:
+        f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.levels.json",
+    log:
+        f"{RESULTS}/logs/levels/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        results=lambda w: RESULTS,
+        asked=lambda w: PLAN.at(key_of(w)).benchmark.asked,
+    script:
+        "../scripts/levels.py"
 
 
 rule point:

@@ -3,6 +3,7 @@
 # Every job reads this file twice, so that what only some calls need (pandas, matplotlib, boto3: half of the time that a
 # Snakemake of Berth takes to start) is imported where it is needed.
 
+import json
 import os
 import sys
 import time
@@ -167,8 +168,11 @@ def check_one_server():
         )
 
 
-def measurable(files):
-    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured."""
+def measurable(files, experiment=""):
+    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured.
+
+    Points that sweeps decide on, all or those of an experiment, are added once these have ended.
+    """
 
     def wanted(wildcards):
         ASKED.add("measurements")
@@ -176,9 +180,52 @@ def measurable(files):
             PLAN.require_measurable()
         except BerthError as error:
             raise WorkflowError(str(error)) from None
-        return files
+        return files + decided_points(experiment)
 
     return wanted
+
+
+def decision_files(experiment=""):
+    """What the sweeps of open runs decide; asked for by name, so that these do not wait for one another."""
+    return [
+        PLAN.jobs.decision_file(key)
+        for key in PLAN.open_runs
+        if not experiment or key.startswith(f"{experiment}/")
+    ]
+
+
+def decided_points(experiment=""):
+    """The points of open runs, known once their sweeps have ended."""
+    found = []
+    for key in PLAN.open_runs:
+        if experiment and not key.startswith(f"{experiment}/"):
+            continue
+        names = ("experiment", "platform", "spec", "run")
+        where = dict(zip(names, key.split("/")))
+        where["run"] = where["run"].removeprefix("run")
+        decided = checkpoints.levels.get(**where, attempt=PLAN.attempts.get(key, 1))
+        levels = json.loads(Path(decided.output[0]).read_text())["levels"]
+        found += [f"{key}/{level}" for level in levels]
+    return point_files(found)
+
+
+def all_points(wildcards):
+    """Every point of the table: those that exist, those that are missing, and those that sweeps decide on."""
+    return point_files(PLAN.existing | PLAN.targets) + decided_points()
+
+
+@cache
+def _sweeps_of(key, attempt):
+    there = sorted(Path(f"{RESULTS}/sweeps").glob(f"{key}.attempt{attempt}.*.done"))
+    return [str(path) for path in there] or PLAN.jobs.markers(key, attempt)
+
+
+def sweeps_of(w):
+    """The markers of the jobs that measure an open run, as they were when this was first asked.
+
+    The job itself reads this file again when these have ended, and other levels are missing then.
+    """
+    return _sweeps_of(key_of(w), int(w.attempt))
 
 
 def measured_first(reference):
@@ -186,11 +233,13 @@ def measured_first(reference):
     runs = {f"run{number}" for number in BERTH.only_runs}
     keys = [
         key
-        for key in PLAN.missing
+        for key in PLAN.targets
         if key.startswith(f"{reference}/")
         and (not runs or key.rsplit("/", 2)[1] in runs)
     ]
-    return measurable(point_files(keys)) if keys else []
+    # Runs that decide for themselves come whole.
+    openly = decision_files(reference)
+    return measurable(point_files(keys) + openly, reference) if keys or openly else []
 
 
 def key_of(w):

@@ -13,7 +13,7 @@ localrules:
 
 rule provenance:
     input:
-        points=point_files(PLAN.existing | PLAN.missing),
+        points=all_points,
     output:
         f"{RESULTS}/tidy/provenance.json",
     log:

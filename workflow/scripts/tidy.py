@@ -8,6 +8,7 @@ with script(snakemake.log[0]):
         imported=list(snakemake.input.imported),
         not_run=snakemake.params.not_run,
         labels=snakemake.params.labels,
+        asked=snakemake.params.asked,
         parquet=snakemake.output.parquet,
         csv=snakemake.output.csv,
     )

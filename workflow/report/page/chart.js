@@ -186,6 +186,8 @@ class Chart {
     let hollow = "";
     let pen = "M";
     curve.levels.forEach((level, place) => {
+      // Another run has added this level for itself: the pen stays down.
+      if (curve.skipped[place]) return;
       const y = this.experiment.value(curve, place, this.panel.column);
       const x = this.panel.x in AXES ? level : this.experiment.value(curve, place, this.panel.x);
       if (x === null || y === null || !(x > 0) || (this.kind.log && !(y > 0))) {
@@ -212,7 +214,7 @@ class Chart {
       if (!this.shows(curve)) continue;
       const colour = this.experiment.colour(curve);
       const own = this.drawn.filter((point) => point.curve === curve);
-      for (const [place, text, crashed] of curve.marks) {
+      for (const [place, text, crashed, leftOut] of curve.marks) {
         const before = own.filter((point) => point.place < place).pop();
         const raw = this.experiment.raw(curve, place, this.panel.column);
         const x = this.x(curve.levels[place]);
@@ -220,7 +222,7 @@ class Chart {
         let y = bottom;
         if (crashed) y = this.kind.log ? (before ? this.y(before.y) : bottom) : raw === null ? bottom : this.y(raw);
         if (crashed && before) svg("path", { d: `M${this.x(before.x)},${this.y(before.y)}L${x},${y}`, class: `fallen ${colour}` }, this.pane);
-        svg("path", { d: `M${x - 4},${y - 4}l8,8m0,-8l-8,8`, class: `mark ${colour}` }, this.pane);
+        if (!leftOut) svg("path", { d: `M${x - 4},${y - 4}l8,8m0,-8l-8,8`, class: `mark ${colour}` }, this.pane);
         const key = `${curve.levels[place]} ${Math.round(y)} ${text}`;
         const same = written.get(key);
         if (same) {
