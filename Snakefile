@@ -40,17 +40,15 @@ rule all:
     default_target: True
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
-        measurable(
-            point_files(PLAN.targets)
-            + decision_files()
-            + figure_files()
-            + report_files()
-        ),
+        measurable(point_files(PLAN.targets) + decision_files()),
+        measurable(figure_files() + report_files()),
+        decided_points,
 
 
 rule points:
     input:
         measurable(point_files(PLAN.targets) + decision_files()),
+        decided_points,
 
 
 rule figures:

@@ -168,11 +168,8 @@ def check_one_server():
         )
 
 
-def measurable(files, experiment=""):
-    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured.
-
-    Points that sweeps decide on, all or those of an experiment, are added once these have ended.
-    """
+def measurable(files):
+    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured."""
 
     def wanted(wildcards):
         ASKED.add("measurements")
@@ -180,7 +177,7 @@ def measurable(files, experiment=""):
             PLAN.require_measurable()
         except BerthError as error:
             raise WorkflowError(str(error)) from None
-        return files + decided_points(experiment)
+        return files
 
     return wanted
 
@@ -194,8 +191,11 @@ def decision_files(experiment=""):
     ]
 
 
-def decided_points(experiment=""):
-    """The points of open runs, known once their sweeps have ended."""
+def decided_points(wildcards=None, experiment=""):
+    """The points of open runs, known once their sweeps have ended.
+
+    An input of its own wherever it stands: until then Snakemake knows nothing of all that one function returns.
+    """
     found = []
     for key in PLAN.open_runs:
         if experiment and not key.startswith(f"{experiment}/"):
@@ -207,11 +207,6 @@ def decided_points(experiment=""):
         levels = json.loads(Path(decided.output[0]).read_text())["levels"]
         found += [f"{key}/{level}" for level in levels]
     return point_files(found)
-
-
-def all_points(wildcards):
-    """Every point of the table: those that exist, those that are missing, and those that sweeps decide on."""
-    return point_files(PLAN.existing | PLAN.targets) + decided_points()
 
 
 @cache
@@ -239,7 +234,16 @@ def measured_first(reference):
     ]
     # Runs that decide for themselves come whole.
     openly = decision_files(reference)
-    return measurable(point_files(keys) + openly, reference) if keys or openly else []
+    return measurable(point_files(keys) + openly) if keys or openly else []
+
+
+def decided_first(reference):
+    """An input function beside that of measured_first: the points of one experiment that its sweeps decide on."""
+    return (
+        partial(decided_points, experiment=reference)
+        if decision_files(reference)
+        else []
+    )
 
 
 def key_of(w):

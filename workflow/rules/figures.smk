@@ -11,7 +11,8 @@ localrules:
 
 rule tidy:
     input:
-        points=all_points,
+        points=point_files(PLAN.existing | PLAN.targets),
+        decided=decided_points,
         imported=imported_files(),
     output:
         parquet=report(
