@@ -1,7 +1,7 @@
 """Rates, a user's own prompts, early stop and refinement through the real workflow, on the stand-in for vLLM.
 
-The stand-in takes a second for any point, so that its throughput is saturated from the first level on and its knee is the
-lowest level.
+The stand-in takes a second for any point, so that its throughput is saturated from the first level on and its knee is
+the lowest level.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEVELS = [4, 8, 16, 32, 64]
 # Not every figure: the two experiments have fifteen, and drawing them takes longer than all else here.
 TABLE = "results/tidy/points.parquet"
 FIGURES = ["results/figures/deciding/output_throughput.svg", "results/figures/rates/goodput_over_rate.svg"]
-WANTED = ["points", TABLE, *FIGURES]
+WANTED = [TABLE, *FIGURES]
 
 
 def files(workspace: Workspace) -> dict[str, tuple[bytes, int]]:
@@ -49,9 +49,9 @@ def table(workspace: Workspace) -> pd.DataFrame:
     return pd.read_parquet(workspace.path / TABLE)
 
 
-def test_sweeps_over_rates_and_sweeps_that_decide(tmp_path: Path) -> None:
-    """Only what is wanted and missing is measured, a second run does nothing, and a stop is told and no failure."""
-    workspace = Workspace.create(tmp_path / "workspace")
+def configured(path: Path) -> Workspace:
+    """One experiment over rates with a user's own prompts, and one over concurrency that stops early."""
+    workspace = Workspace.create(path)
     use_standin(workspace, runs=1, levels=LEVELS, platform="local", accelerators=1)
 
     def change(config: dict[str, Any]) -> None:
@@ -67,12 +67,18 @@ def test_sweeps_over_rates_and_sweeps_that_decide(tmp_path: Path) -> None:
         }
 
     workspace.configure(change)
+    return workspace
+
+
+def test_sweeps_over_rates_and_sweeps_that_decide(tmp_path: Path) -> None:
+    """Only what is wanted and missing is measured, a second run does nothing, and a stop is told and no failure."""
+    workspace = configured(tmp_path / "workspace")
 
     # A line that cannot be sent is told before anything starts.
     prompts = workspace.path / "config/datasets/own-prompts.jsonl"
     good = prompts.read_text()
     prompts.write_text(good + "no\n")
-    assert "own-prompts.jsonl:9: not JSON" in workspace.run(*WANTED, code=1)
+    assert "own-prompts.jsonl:9: not JSON" in workspace.run("points", code=1)
     prompts.write_text(good)
 
     planned = workspace.planned(*WANTED)
@@ -109,11 +115,11 @@ def test_sweeps_over_rates_and_sweeps_that_decide(tmp_path: Path) -> None:
 
     # Without the options the rest is measured, and nothing else.
     benchmark(workspace, "deciding", stop_when=None, refine=None)
-    workspace.run("points")
+    workspace.run(TABLE)
     third = files(workspace)
     assert set(third) - set(second) == {"deciding/c32", "deciding/c64"}
     assert {name: third[name] for name in second} == second
-    assert workspace.planned("points") == {}
+    assert workspace.planned(TABLE) == {}
     (record,) = (workspace.path / "results/points/rates").rglob("q8.json")
     assert json.loads(record.read_text())["point"]["request_rate"] == 8
     workspace.leave_nothing()
