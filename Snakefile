@@ -41,7 +41,7 @@ rule all:
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
         measurable(point_files(PLAN.targets) + decision_files()),
-        measurable(figure_files() + report_files()),
+        measurable(figure_files() + report_files(), drawn=True),
         decided_points,
 
 
@@ -53,7 +53,7 @@ rule points:
 
 rule figures:
     input:
-        measurable(decision_files() + figure_files()),
+        measurable(decision_files() + figure_files(), drawn=True),
 
 
 include: "workflow/rules/model.smk"

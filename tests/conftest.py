@@ -39,6 +39,7 @@ REAL = (
         "test_faults_server",
         "test_serve_vllm",
         "test_client_vllm",
+        "test_validity_vllm",
         "test_sweep_podman::test_the_real_vllm",
         "test_render_rule::test_rendered_scripts_run_by_hand",
     ),

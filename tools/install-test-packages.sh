@@ -7,6 +7,8 @@ packages=(slurmctld slurmd slurm-client munge)
 packages+=(docker-registry skopeo podman runc openssl)
 packages+=(iproute2 shellcheck)
 packages+=(nginx-light openssh-server openssh-client curl)
+# A clock that is set during a point.
+packages+=(faketime)
 # The report is looked at in a real browser.
 packages+=(chromium-headless-shell)
 missing=()

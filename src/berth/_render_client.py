@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from berth import _render_parts as parts
 from berth._render_server import working_folder
 from berth.coordinates import plain_rate
+from berth.mode import mode_of, point_seed
 from berth.shelltext import comment, exports, script
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ def _head(rendering: Rendering, use: Use) -> str:
             f"It sends {use.benchmark['warm_up_prompts']} prompts of seed {use.benchmark['seed'] + 1} before the first "
             "point, which are not measured."
         )
+    if mode_of(use.benchmark) == "clean":
+        lines.append(
+            "In mode clean it sends them before every point too, waits until the server has no other work, and empties "
+            "the prefix cache where it is on: docs/method.md."
+        )
     return comment(*lines)
 
 
@@ -75,8 +81,18 @@ def _settings(rendering: Rendering, use: Use) -> str:
     base_url = f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
     if rendering.deployment.client_nodes:
         base_url = ': "${BASE_URL:?is not set; export the address of the server, which is on another node}"\n'
-    # Neither is for the client's own environment.
-    return f'{use.variable}="${{{use.variable}:-1}}"\n' + base_url + f"export -n {use.variable} BASE_URL\n"
+    level = f'{use.variable}="${{{use.variable}:-1}}"\n'
+    names = f"{use.variable} BASE_URL"
+    if use.benchmark["seed_per_point"]:
+        first = point_seed(use.benchmark, 0)
+        level += (
+            f'SEED="$(awk -v rate="$REQUEST_RATE" \'BEGIN {{ printf "%d", {first} + 1000 * rate + 0.5 }}\')"\n'
+            if use.by_rate
+            else f'SEED="$(({first} + CONCURRENCY))"\n'
+        )
+        names += " SEED"
+    # None is for the client's own environment.
+    return f"{level}{base_url}export -n {names}\n"
 
 
 def _secrets(rendering: Rendering) -> str:

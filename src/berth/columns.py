@@ -67,6 +67,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("prefix_cache_hit_rate", "number", "fraction"),
     Column("preemptions", "integer", "preemptions"),
     Column("client_cpu_fraction", "number", "fraction"),
+    Column("power_w", "number", "W"),
+    Column("energy_j", "number", "J"),
+    Column("tokens_per_j", "number", "tokens/J"),
     Column("client_loop_lag_p99_ms", "number", "ms"),
     *_text("start", "end", "note"),
 )

@@ -250,6 +250,20 @@ class NodeModels:
 
 
 @dataclass(frozen=True)
+class Power:
+    """How a node's power is read: a command, and the parser or the regular expression that finds watts in its output.
+
+    `scope` says for people what is summed, such as "GPUs".
+    """
+
+    command: tuple[str, ...]
+    scope: str
+    parser: Literal["nvidia-smi", "rocm-smi", "amd-smi", "rapl", ""] = ""
+    pattern: str = ""
+    interval_s: float = 5.0
+
+
+@dataclass(frozen=True)
 class Platform:
     """One cluster."""
 
@@ -279,6 +293,7 @@ class Platform:
     access: Access = field(default_factory=Access)
     node_models_dir: str = ""
     node_models: NodeModels | None = None
+    power: Power | None = None
 
     @property
     def node_copies(self) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DERIVED = ("held_s", "accelerator_hours", "tokens_per_accelerator_s")
+_DERIVED = ("held_s", "accelerator_hours", "tokens_per_accelerator_s", "tokens_per_j")
 
 
 def report_costs(config: Config, root: Path) -> Path:
@@ -112,10 +112,11 @@ def _page(spent: Sequence[ServerCost], coming: Sequence[NextJob], unmeasurable: 
             *(_time(seconds) for seconds in (each.around_s, each.failed_s, each.idle_s)),
             number(each.accelerator_hours, 3),
             number(each.tokens_per_accelerator_s, 4),
+            number(each.tokens_per_j, 4),
         ]
         for each in spent
     ]
-    parts.append(table([*header, "accelerator-hours", "tokens per accelerator-second"], rows))
+    parts.append(table([*header, "accelerator-hours", "tokens per accelerator-second", "tokens per joule"], rows))
     return "\n".join([*parts, _total(spent)])
 
 

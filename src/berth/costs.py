@@ -26,7 +26,8 @@ class ServerCost:
     `queue_s` is from submission to the job's start, and holds no accelerator. `image_s` is from there to the start of
     the server's process: checks, the image and the model onto the node. `load_s` is until the server was warm.
     `measured_s` is by the client's clock, `around_s` what its points took beyond that, `failed_s` points that are not
-    valid. `idle_s` is between points, and after the last until the job's end where that is known.
+    valid. `idle_s` is between points, and after the last until the job's end where that is known. `energy_j` is what
+    valid points took whose power was read, and `energy_tokens` what they generated.
     """
 
     experiment: str
@@ -46,6 +47,13 @@ class ServerCost:
     failed_s: float
     idle_s: float
     output_tokens: int
+    energy_j: float | None = None
+    energy_tokens: int = 0
+
+    @property
+    def tokens_per_j(self) -> float | None:
+        """Generated tokens per joule, of the points whose power was read; None where there is none."""
+        return self.energy_tokens / self.energy_j if self.energy_j else None
 
     @property
     def held_s(self) -> float:
@@ -92,6 +100,7 @@ def _cost(records: list[Mapping[str, Any]], jobs: Mapping[str, JobTime]) -> Serv
     alone = job is not None and server["instance"] == 1
     if job is not None and job.ended is not None:
         idle += max(0.0, job.ended - end)
+    powered = [record for record in valid if record.get("power")]
     serve, hardware = spec.get("serve", {}), spec.get("hardware", {})
     used = int(serve.get("tensor_parallel", 1)) * int(serve.get("pipeline_parallel", 1))
     if hardware.get("accelerators_per_node") == 0:
@@ -113,8 +122,14 @@ def _cost(records: list[Mapping[str, Any]], jobs: Mapping[str, JobTime]) -> Serv
         around_s=max(0.0, walls[True] - measured),
         failed_s=walls[False],
         idle_s=idle,
-        output_tokens=sum(int((record["result"] or {}).get("total_output_tokens") or 0) for record in valid),
+        output_tokens=_tokens(valid),
+        energy_j=sum(record["power"]["energy_j"] for record in powered) if powered else None,
+        energy_tokens=_tokens(powered),
     )
+
+
+def _tokens(records: Iterable[Mapping[str, Any]]) -> int:
+    return sum(int((record["result"] or {}).get("total_output_tokens") or 0) for record in records)
 
 
 def _loaded(record: Mapping[str, Any]) -> float:

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_EXAMPLE = "Example: snakemake --profile profiles/local cross_check --config experiment=local"
-_LEVELS = 3
+RULE = "cross_check"
 
 
-def run_of(plan: Plan) -> Run:
+def run_of(plan: Plan, rule: str) -> Run:
     """The run whose server and benchmark are used: the first of `experiment`, of `deployment` where that is given.
 
     Raises:
@@ -47,8 +46,9 @@ def run_of(plan: Plan) -> Run:
     ]
     if not found:
         raise BerthError(
-            f"cross_check: experiment {config.experiment or '(none given)'} has no deployment "
-            f"{f'{config.deployment} ' if config.deployment else ''}that {config.platform} can measure. {_EXAMPLE}"
+            f"{rule}: experiment {config.experiment or '(none given)'} has no deployment "
+            f"{f'{config.deployment} ' if config.deployment else ''}that {config.platform} can measure. "
+            f"Example: snakemake --profile profiles/local {rule} --config experiment=local"
         )
     return found[0]
 
@@ -61,7 +61,7 @@ def request_of(plan: Plan, settings: CrossCheckSettings) -> dict[str, Any]:
     Raises:
         BerthError: as run_of(), or a client does not run on this platform.
     """
-    run = run_of(plan)
+    run = run_of(plan, RULE)
     runtime = plan.config.platforms[plan.config.platform].runtime
     for name in settings.clients:
         if name != DEFAULT:
@@ -82,9 +82,22 @@ def request_of(plan: Plan, settings: CrossCheckSettings) -> dict[str, Any]:
     }
 
 
+def ceiling_request_of(plan: Plan) -> dict[str, Any]:
+    """The fields of SweepRequest for the client of `experiment` alone, on one node, receipts apart.
+
+    Raises:
+        BerthError: as run_of().
+    """
+    run = run_of(plan, "client_ceiling")
+    levels = run.benchmark.concurrency
+    request = plan.sweep_request(run.id.key, f"{levels[0]}-{levels[-1]}")
+    alone = {"nodes": 1, "client_nodes": 0, "tensor_parallel": 1, "pipeline_parallel": 1}
+    return {**request, "experiment": "client_ceiling", "deployment": {**request["deployment"], **alone}}
+
+
 def resources_of(plan: Plan, clients: int) -> dict[str, int | str]:
     """What the job asks its scheduler for: the time of a whole sweep for each client, if the site allows it."""
-    run = run_of(plan)
+    run = run_of(plan, RULE)
     platform = plan.config.platforms[run.id.platform]
     if platform.queue is None:
         return {}

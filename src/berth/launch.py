@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from berth import _bench_worker, _client_watch
 from berth._client_launch import LocalFiles
+from berth.bench import settings_of
 from berth.config import Network
 from berth.container import Container, Mount
 from berth.container_image import ensure_loaded, load_first
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from berth._client_launch import ResultFiles
+    from berth.bench import BenchSettings
     from berth.clienttool import ClientTool
     from berth.diagnose import KnownFailure
     from berth.nodemodel import Copied
@@ -235,6 +237,19 @@ class Deployed:
         started = [self._command(each, hidden, token, role="client") for each in (python, program)]
         first, second = [self._on_node(each, node) for each in started] if node else started
         return first, second
+
+    def settings(self, base_url: str, served_model: str = "") -> BenchSettings:
+        """What the benchmark asks of the server at an address."""
+        request = self.request
+        return settings_of(
+            request.benchmark,
+            base_url=base_url,
+            served_model=served_model or request.repo,
+            tokenizer=self.model_dir,
+            dataset_path=self.dataset_path,
+            client=self.recipe.client(request.deployment["version"]),
+            dataset=request.definition["benchmark"]["dataset"],
+        )
 
     def tool(self, tool: ClientTool, key_variable: str, key: str, token: str, node: Node | None = None) -> Command:
         """How another benchmark client starts in its own image; arguments are added at the end.

@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from berth._client_watch import clock_offset_s
-from berth.bench import settings_of
 from berth.clean import CacheNotReset, Idle, reset_prefix_cache, wait_until_idle
 from berth.client import ClientFailed, warm_up_settings
 from berth.clientchoice import client_of
@@ -21,7 +20,9 @@ from berth.measured import Point, PointFailed, in_flight, judged, refusal
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.mode import Method, cache_state, mode_of, point_seed
 from berth.nodemodel import with_copies
+from berth.nodes import beside_server
 from berth.pointwatch import PointWatch
+from berth.power import Sampling
 from berth.ready import wait_until_ready
 from berth.recording import Instance, failure_of, point_record, wall_since
 from berth.serve import ServerDied
@@ -82,7 +83,7 @@ class Session:
         clients = partial(client_of, deployed, key, token, rest[0] if rest else None)
         with served(deployed, own, key=key, token=token) as server, clients() as client:
             deployed = with_copies(deployed, server.copies)
-            settings = _bench_settings(deployed, request, server.client_url)
+            settings = deployed.settings(server.client_url)
             # The copy was made once for all servers of the sweep, before the first.
             copied = deployed.copied.events if deployed.copied and number == 1 else ()
             before = [(event, at - server.started) for event, at in copied]
@@ -168,7 +169,10 @@ class Session:
                 method, idle = self._clean(level, method, started)
             watch = self._watch(on_progress)
             before = self._counters(wait_idle)
-            measured = self.client.measure(settings, level, self.deployed.exchange, watch.progress, watch.should_stop)
+            with self._power() as power:
+                measured = self.client.measure(
+                    settings, level, self.deployed.exchange, watch.progress, watch.should_stop
+                )
             self.server.check()
             self.instance.begin_measuring(measured.phase_start, time.monotonic() - self.server.started)
             counted = self._difference(before)
@@ -184,7 +188,15 @@ class Session:
             idle=idle,
             clock_step_s=clock_offset_s() - offset_s,
             engine_version=self.client.engine_version,
+            power=power,
         )
+
+    def _power(self) -> Sampling:
+        platform = self.request.platform_settings
+        nodes = self.deployed.job_nodes()[: self.request.deployment["nodes"]]
+        # The nodes of a cluster's pods are not this job's to look at.
+        settings = None if self.request.kubernetes else platform.get("power")
+        return Sampling(settings, [beside_server(platform, node) for node in nodes] or [()])
 
     def _settings(self, level: Level) -> BenchSettings:
         return replace(self.settings, seed=point_seed(self.request.benchmark, level))
@@ -279,15 +291,3 @@ class Session:
 
 def _no_progress(_completed: int, _total: int) -> None:
     """Requests that are not measured are no progress of a point."""
-
-
-def _bench_settings(deployed: Deployed, request: SweepRequest, base_url: str) -> BenchSettings:
-    return settings_of(
-        request.benchmark,
-        base_url=base_url,
-        served_model=request.repo,
-        tokenizer=deployed.model_dir,
-        dataset_path=deployed.dataset_path,
-        client=deployed.recipe.client(request.deployment["version"]),
-        dataset=request.definition["benchmark"]["dataset"],
-    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from berth.ceilings import fraction_of
 from berth.coordinates import Rate
+from berth.reading import finite_number
 from berth.recording import point_record
 from berth.validity import Observed, judge, policy_of
 
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
     from berth.measurement import Measurement
     from berth.metrics import Difference
     from berth.mode import Method
+    from berth.power import Sampling
     from berth.recording import Instance
     from berth.serve import ServerDied
     from berth.sweep import SweepRequest
@@ -53,6 +58,7 @@ def judged(
     idle: Idle | None,
     clock_step_s: float,
     engine_version: str | None,
+    power: Sampling | None = None,
 ) -> Point:
     """The point, if it can be believed. `clock_step_s` is by how much the wall clock of Berth's side was set meanwhile.
 
@@ -61,6 +67,10 @@ def judged(
     """
     benchmark = deployed.request.benchmark
     client = measured.client_section()
+    node = instance.client_node or socket.gethostname()
+    ceiling = fraction_of(Path(deployed.request.results), deployed.request.platform, node, client, measured.result)
+    if ceiling is not None:
+        client["ceiling_fraction"] = round(ceiling, 4)
     steps = [step for step in (measured.clock_step_s, clock_step_s) if step is not None]
     step_s = max(steps, key=abs)
     lag = measured.loop_lag
@@ -78,6 +88,7 @@ def judged(
             restarted=counted.restarted if counted else False,
             cpu_fraction=client["cpu_fraction"],
             loop_lag_p99_ms=lag["p99_ms"] if lag else None,
+            ceiling_fraction=ceiling,
             clock_step_s=step_s,
             server_clock_step_s=counted.clock_step_s if counted else None,
             busy=idle.busy if idle else "",
@@ -103,6 +114,13 @@ def judged(
         validity=judgement.as_dict(),
         failure=failure,
         method=method,
+        power=power.section(
+            (measured.phase_start, measured.phase_end),
+            measured.client_duration_s,
+            finite_number(measured.result.get("total_output_tokens")),
+        )
+        if power
+        else None,
     )
     if failure:
         raise PointFailed(record, measured.requests, failure["cause"], None)

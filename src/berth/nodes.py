@@ -118,6 +118,13 @@ def client_start(settings: Mapping[str, Any], node: Node, scratch: str, names: I
     return (*words, *_placed(scheduler, [node]), *export, *there)
 
 
+def beside_server(settings: Mapping[str, Any], node: Node) -> tuple[str, ...]:
+    """What goes before a short command so that it runs on a node of this job beside what runs there."""
+    if settings["scheduler"] not in ("slurm", "flux"):
+        return tuple(node.run)
+    return (*step_words(settings["scheduler"], 1, ()), *_placed(settings["scheduler"], [node]))
+
+
 def _placed(scheduler: str, nodes: Sequence[Node]) -> list[str]:
     names = ",".join(node.name for node in nodes)
     if scheduler == "flux":

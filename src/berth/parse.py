@@ -26,6 +26,7 @@ from berth.config import (
     Network,
     NodeModels,
     Platform,
+    Power,
     RecipeSettings,
     Registry,
     RuntimeSettings,
@@ -198,6 +199,7 @@ def _platform(name: str, value: dict[str, Any]) -> Platform:
         host=value["server"]["host"],
         ports=(ports[0], ports[1]),
         recipes={recipe: RecipeSettings(**settings) for recipe, settings in value.get("recipes", {}).items()},
+        power=_power(value, file),
         network=_network(value["network"]) if "network" in value else None,
         registry=Registry(**value["registry"]) if "registry" in value else None,
         # A cluster without a section is asked for jobs all the same, by the site's defaults.
@@ -249,6 +251,19 @@ def _own(folder: str) -> str:
     """A folder on a node's disk, which several users share: $USER and `~` are filled in."""
     filled = folder.replace("$USER", getpass.getuser()) if "$USER" in folder else folder
     return str(Path(filled).expanduser()) if filled.startswith("~") else filled
+
+
+def _power(value: dict[str, Any], file: str) -> Power | None:
+    if "power" not in value:
+        return None
+    raw = value["power"]
+    if ("parser" in raw) == ("pattern" in raw):
+        raise BerthError(f"{file}: power: give either parser or pattern, which find the watts in the command's output.")
+    try:
+        re.compile(raw.get("pattern", ""))
+    except re.error as error:
+        raise BerthError(f"{file}: power.pattern: no regular expression: {error}.") from None
+    return Power(**{**raw, "command": tuple(raw["command"])})
 
 
 def _network(value: dict[str, Any]) -> Network:

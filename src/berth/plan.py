@@ -305,6 +305,7 @@ def platform_settings(deployment: Deployment, settings: Platform) -> dict[str, A
         "storage": settings.container.storage,
         "network": asdict(settings.network or Network()),
         "node_models": settings.node_copies,
+        "power": asdict(settings.power) if settings.power else None,
     }
 
 

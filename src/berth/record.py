@@ -52,6 +52,7 @@ def build_record(
     failure: Mapping[str, Any] | None = None,
     custody: Mapping[str, Any] | None = None,
     method: Mapping[str, Any] | None = None,
+    power: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one point, keys in the order of the documentation, numbers that JSON does not have as null.
 
@@ -76,6 +77,7 @@ def build_record(
         "failure": None if failure is None else dict(failure),
         "wall": dict(wall),
         **({"method": dict(method)} if method else {}),
+        **({"power": dict(power)} if power else {}),
         **({"custody": {**custody, "requests_sha256": None, "record_sha256": seal.BLANK}} if custody else {}),
     }
     cleaned: dict[str, Any] = finite(record)

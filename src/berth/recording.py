@@ -71,6 +71,7 @@ def point_record(
     validity: dict[str, Any] | None = None,
     failure: dict[str, Any] | None = None,
     method: Method | None = None,
+    power: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of a point that was measured, refused or broken off; `method` as far as it came."""
     request = deployed.request
@@ -104,6 +105,7 @@ def point_record(
         failure=failure,
         custody=deployed.custody,
         method=method.as_dict(),
+        power=power,
     )
 
 

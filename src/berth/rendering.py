@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # The shell variables of the rendered scripts.
 NAME, BASE_URL = variable("NAME"), variable("BASE_URL")
 CONCURRENCY, REQUEST_RATE = variable("CONCURRENCY"), variable("REQUEST_RATE")
+SEED = variable("SEED")
 DEVICES = words("DEVICES")
 HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
 INTERFACE = variable("NODE_INTERFACE")
@@ -209,6 +210,8 @@ class Rendering:
         else:
             argv = bench_argv(settings, 1, self.scratch / f"c{CONCURRENCY}.json")
             argv[argv.index("--max-concurrency") + 1] = CONCURRENCY
+        if use.benchmark["seed_per_point"]:
+            argv[argv.index("--seed") + 1] = SEED
         return replace(container, entrypoint=command[0], args=(*command[1:], *argv))
 
     def workflow(self, target: Path) -> str:

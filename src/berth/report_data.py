@@ -29,7 +29,15 @@ TABLE = (
     *("output_throughput_tok_s", "request_throughput_req_s", "total_token_throughput_tok_s", "request_goodput_req_s"),
     *(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS),
     *("completed", "failed", "duration_s", "total_input_tokens", "total_output_tokens"),
-    *("prefix_cache_hit_rate", "preemptions", "client_cpu_fraction", "client_loop_lag_p99_ms"),
+    *(
+        "prefix_cache_hit_rate",
+        "preemptions",
+        "client_cpu_fraction",
+        "power_w",
+        "energy_j",
+        "tokens_per_j",
+        "client_loop_lag_p99_ms",
+    ),
 )
 
 

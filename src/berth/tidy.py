@@ -152,7 +152,7 @@ def _row(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     spec, server, client = _part(record, "spec"), _part(record, "server"), _part(record, "client")
     serve, hardware, benchmark = _part(spec, "serve"), _part(spec, "hardware"), _part(spec, "benchmark")
     image = {**_part(spec, "image"), **{k: v for k, v in _part(server, "image").items() if v is not None}}
-    wall, failure = _part(record, "wall"), _part(record, "failure")
+    wall, failure, power = _part(record, "wall"), _part(record, "failure"), _part(record, "power")
 
     def number(place: str, part: Mapping[str, Any], key: str) -> float | None:
         return _number(path, f"{place}.{key}", part.get(key))
@@ -206,6 +206,9 @@ def _row(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "prefix_cache_hit_rate": hits / queries if hits is not None and queries else None,
         "preemptions": number("server_metrics", metrics, "preemptions"),
         "client_cpu_fraction": number("client", client, "cpu_fraction"),
+        "power_w": number("power", power, "mean_w"),
+        "energy_j": number("power", power, "energy_j"),
+        "tokens_per_j": number("power", power, "tokens_per_j"),
         "client_loop_lag_p99_ms": number("client.loop_lag", _part(client, "loop_lag"), "p99_ms"),
         "start": _str(wall.get("start")),
         "end": _str(wall.get("end")),

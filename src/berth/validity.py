@@ -36,9 +36,10 @@ class Thresholds:
     `max_failed` requests may fail; the client's own duration is at least `min_duration_s`; at least
     `min_concurrency_fraction` of the concurrency, and `min_rate_fraction` of a swept rate, is delivered; the client
     uses at most `client_bound_cpu` CPU seconds per second, and 99 of 100 wake-ups of its event loop come at most
-    `client_bound_lag_ms` late; at most `warm_cache_hit_rate` of the queried tokens come from the prefix cache; at most
-    `max_preemptions` happen; client and server differ by at most `token_mismatch_fraction` in output tokens; a clock
-    steps by at most `max_clock_step_s`; a point of mode clean waits `idle_wait_s` for a server that has other work.
+    `client_bound_lag_ms` late; it works at most at `client_ceiling_fraction` of what it can do on its node; at most
+    `warm_cache_hit_rate` of the queried tokens come from the prefix cache; at most `max_preemptions` happen; client and
+    server differ by at most `token_mismatch_fraction` in output tokens; a clock steps by at most `max_clock_step_s`;
+    a point of mode clean waits `idle_wait_s` for a server that has other work.
     """
 
     max_failed: int = 0
@@ -47,6 +48,7 @@ class Thresholds:
     min_rate_fraction: float = 0.9
     client_bound_cpu: float = 0.9
     client_bound_lag_ms: float = 100.0
+    client_ceiling_fraction: float = 0.8
     warm_cache_hit_rate: float = 0.05
     max_preemptions: int = 0
     token_mismatch_fraction: float = 0.01
@@ -118,10 +120,11 @@ class Observed:
 
     `result` and `requests` are the client's (`berth.record.split_result`), `server_metrics` and `restarted` are of
     `berth.metrics.difference`, `cpu_fraction` is the client's CPU seconds per measured second, `loop_lag_p99_ms` how
-    late its event loop woke. `clock_step_s` is by how much the wall clock of the client's side, `server_clock_step_s`
-    that of the server's, moved against a clock that never steps. `busy` is a sentence on a server that did not become
-    idle before the point, and `busy_requests` what was on it. `offered` says that the rate was asked for
-    without a limit on requests in flight. What is None is not judged.
+    late its event loop woke, `ceiling_fraction` at which part of its measured ceiling it worked. `clock_step_s` is by
+    how much the wall clock of the client's side, `server_clock_step_s` that of the server's, moved against a clock that
+    never steps. `busy` is a sentence on a server that did not become idle before the point, and `busy_requests` what
+    was on it. `offered` says that the rate was asked for without a limit on requests in flight. What is None is not
+    judged.
     """
 
     result: Mapping[str, Any]
@@ -134,6 +137,7 @@ class Observed:
     cpu_fraction: float | None = None
     offered: bool = False
     loop_lag_p99_ms: float | None = None
+    ceiling_fraction: float | None = None
     clock_step_s: float | None = None
     server_clock_step_s: float | None = None
     busy: str = ""
@@ -258,6 +262,9 @@ def _client_bound(observed: Observed, thresholds: Thresholds) -> Iterator[Reason
             "no CPU. Latencies hold that time."
         )
         yield Reason("client_bound", message, lag_ms, thresholds.client_bound_lag_ms)
+    elif observed.ceiling_fraction is not None and observed.ceiling_fraction > thresholds.client_ceiling_fraction:
+        message = f"The client worked at {observed.ceiling_fraction:.0%} of what it can do at most on its node."
+        yield Reason("client_bound", message, observed.ceiling_fraction, thresholds.client_ceiling_fraction)
 
 
 def _clock_step(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:

@@ -49,10 +49,13 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 START_S = 200
 # Nothing here lasts two seconds: what a test does not provoke must not be a reason.
 EASY = {"min_duration_s": 0.0, "client_bound_cpu": 9.0, "client_bound_lag_ms": 1e6, "warm_cache_hit_rate": 1.0}
-# A thread that computes as long as a file is there, in the client's own process: it holds Python's lock.
+# A thread that computes as long as a file is there, in the client's own process: it holds Python's lock. Where it may,
+# it goes before what else this machine does, so that other work does not hide it.
 BURN = """
-import os, threading, time
+import contextlib, os, threading, time
 def burn():
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
     while True:
         if os.path.exists(os.environ["BERTH_TEST_BURN"]):
             sum(range(50000))
@@ -193,6 +196,7 @@ class Real:
             settings,
             lambda: None,
             Instance(1, [], ("vllm", "serve")),
+            lambda _name: cast("Any", None),
         )
 
     def point(
@@ -361,26 +365,27 @@ def test_somebody_else_s_requests_are_a_token_mismatch(real: Real) -> None:
 
 def test_a_busy_server_is_waited_for_and_then_the_clean_point_is_refused(real: Real) -> None:
     """Nothing is sent to a server that others use, unless the benchmark flags that; then the record says it."""
+    few = real.settings(num_prompts=4)
     with real.others():
-        refused = real.point(2, mode="clean", validity={"idle_wait_s": 1.0})
-        flagged = real.point(2, mode="clean", validity={"idle_wait_s": 1.0, "actions": {"not_idle": "flag"}})
+        refused = real.point(2, few, mode="clean", validity={"idle_wait_s": 1.0})
+        flagged = real.point(2, few, mode="clean", validity={"idle_wait_s": 1.0, "actions": {"not_idle": "flag"}})
     assert (codes(refused), refused["validity"]["verdict"], refused["result"]) == (["not_idle"], "refused", None)
     assert refused["method"]["idle_wait_s"] >= 1.0
     assert "not_idle" in codes(flagged)
     assert flagged["validity"]["verdict"] == "flagged"
     assert flagged["method"]["prefix_cache"] == "as_it_was"
-    assert flagged["result"]["completed"] == 12
+    assert flagged["result"]["completed"] == 4
 
 
 def test_a_client_that_computes_is_client_bound(real: Real) -> None:
     """A thread in the client's process takes its CPU and Python's lock."""
     (real.folder / "burn").touch()
     try:
-        record = real.point(2, validity={"client_bound_cpu": 0.3})
+        record = real.point(2, validity={"client_bound_cpu": 0.25})
     finally:
         (real.folder / "burn").unlink()
     assert codes(record) == ["client_bound"]
-    assert record["client"]["cpu_fraction"] > 0.3
+    assert record["client"]["cpu_fraction"] > 0.25
 
 
 def test_a_client_that_gets_no_cpu_is_client_bound(real: Real) -> None:
@@ -416,7 +421,7 @@ def test_a_restart_in_a_point_is_told(real: Real) -> None:
         real.wait()
         return real.client.measure(*args)
 
-    client = SimpleNamespace(measure=restarted_first, describe=real.client.describe, version=real.client.version)
+    client = SimpleNamespace(measure=restarted_first, engine_version=real.client.engine_version)
     record = real.point(2, client=client)
     assert codes(record) == ["server_restarted"]
     assert record["result"]["completed"] == 12

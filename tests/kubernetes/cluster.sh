@@ -195,6 +195,8 @@ failSwapOn: false
 oomScoreAdj: 0
 makeIPTablesUtilChains: false
 evictionHard: {}
+# A disk that is nearly full otherwise has images removed under the tests, and containers wait for minutes meanwhile.
+imageGCHighThresholdPercent: 100
 maxOpenFiles: 20000
 resolvConf: /etc/resolv.conf
 volumePluginDir: $dir/run/volume-plugins

@@ -404,8 +404,19 @@ def test_client_measures_the_level_that_is_asked_for(tmp_path: Path) -> None:
     assert argv[argv.index("--result-filename") + 1] == "c16.json"
     # The client of 0.9.1 names the protocol by another flag than later ones.
     assert argv[argv.index("--endpoint-type") + 1] == "openai-chat"
+    assert argv[argv.index("--seed") + 1] == "12345"
     assert site.env("podman-run")["OPENAI_API_KEY"] == SECRET
     assert SECRET not in " ".join(argv) + output
+    clean = [
+        dataclasses.replace(use, benchmark={**use.benchmark, "mode": "clean", "seed_per_point": True})
+        for use in site.rendering.uses
+    ]
+    write_rendered(tmp_path / "rendered", render_files(dataclasses.replace(site.rendering, uses=tuple(clean))), ())
+    assert "In mode clean" in (tmp_path / "rendered/client.sh").read_text()
+    output, _ = site.start("client.sh", VLLM_API_KEY=SECRET, CONCURRENCY="16").communicate()
+    argv = site.argv("podman-run")
+    # The seed of the benchmark, one, and the level: as Berth measures it.
+    assert argv[argv.index("--seed") + 1] == "12362", output
 
 
 def test_stage_names_the_exact_places_in_the_store(tmp_path: Path) -> None:

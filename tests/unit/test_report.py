@@ -244,6 +244,17 @@ def test_nothing_measured_gives_a_page(tmp_path: Path) -> None:
     assert Parsed(text).open == []
 
 
+def test_a_reason_that_the_configuration_accepts_is_told(tmp_path: Path) -> None:
+    """A point that counts like any other still has its doubt in the report, and the report names the mode."""
+    reason = {"code": "preemptions", "message": "Three requests.", "value": 3.0, "threshold": 0.0, "action": "accept"}
+    one = record(1, 2, validity={"verdict": "accepted", "reasons": [reason]})
+    page = make_report(tmp_path, [one])
+    doubts = embedded(page)["tables"]["doubts"]
+    assert column(doubts, "verdict") == ["accepted"]
+    assert column(doubts, "found") == ["Three requests. Accepted by the configuration."]
+    assert "Benchmark mode: paper." in page.read_text()
+
+
 def test_every_reason_code_is_explained() -> None:
     """docs/validity.md says of each code of the gate when it is found, why that matters and what to do."""
     known = meanings()

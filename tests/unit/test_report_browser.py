@@ -205,7 +205,7 @@ def test_tables_sort_filter_and_copy(report: Page) -> None:
     assert copied[0].startswith(
         "source,platform_label,deployment,spec,run,host,job_id,mode,concurrency,status,reason_codes,"
     )
-    assert copied[1].startswith("measured,Hops,scout-hops,0123456789,1,hops01,41,2,flagged,warm_cache,163.")
+    assert copied[1].startswith("measured,Hops,scout-hops,0123456789,1,hops01,41,paper,2,flagged,warm_cache,163.")
     assert len(copied) == 2
 
 

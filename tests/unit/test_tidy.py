@@ -176,6 +176,16 @@ def test_a_point_without_result_and_counters_has_unknown_numbers(tmp_path: Path)
     assert row[["completed", "failed", "output_throughput_tok_s", "prefix_cache_hit_rate"]].isna().all()
 
 
+def test_every_measured_point_has_a_mode(tmp_path: Path) -> None:
+    """What the record says, else what its definition says; one from before modes were written is the paper's."""
+    unnamed, told = record(1), record(2)
+    del unnamed["spec"]["benchmark"]["mode"]
+    del told["spec"]["benchmark"]["mode"]
+    told["method"] = {"mode": "paper", "seed": 1, "warm_up_prompts": 0, "prefix_cache": None, "idle_wait_s": None}
+    paths = [write(tmp_path, each, f"c{each['point']['concurrency']}.json") for each in (unnamed, told, record(3))]
+    assert list(tidy_records(paths, [])["mode"]) == ["paper", "paper", "clean"]
+
+
 def test_a_platform_without_accelerators_uses_none(tmp_path: Path) -> None:
     """On the local platform a model that is not split uses 0 accelerators, not 1."""
     local = record()

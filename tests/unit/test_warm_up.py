@@ -53,6 +53,7 @@ def test_a_server_that_hangs_in_the_warm_up_is_given_up(tmp_path: Path, monkeypa
             ),
             check_lease=lambda: None,
             instance=Instance(1, [], ()),
+            other_client=lambda _name: cast("Any", None),
         )
         with pytest.raises(Stalled, match=r"nothing for 0\.2 s"):
-            session._warm_up()
+            session.warm_up()

@@ -1,4 +1,4 @@
-"""`snakemake compare`, `baseline` and `statistics` as a person types them, on points that need no server."""
+"""`snakemake compare`, `baseline`, `statistics`, `import_points` and `costs` as a person types them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from workspace import Workspace
+from report_points import record
+from workspace import ROOT, Workspace
+
+from berth.record import write_record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,3 +42,35 @@ def test_a_baseline_is_stored_and_passes_against_its_own_points(fresh: Workspace
     assert (fresh.path / "results/statistics/beltre2025-fig9/bands.png").exists()
     told = fresh.run("compare", "--config", "experiment=beltre2025/fig9", "against=baseline:2026-11")
     assert "passed: 22 ok" in told
+
+
+def test_stored_points_become_baseline_statistics_costs_and_later_a_regression(fresh: Workspace) -> None:
+    """One call stores and tells it all and imports a file of another tool; a slower point then fails the comparison."""
+    results = fresh.path / "results"
+
+    def store(run: int, level: int, **result: float) -> None:
+        made = record(run, level)
+        made["point"]["experiment"] = "fig9"
+        made["result"] |= result
+        made["power"] = {"mean_w": 2800.0, "energy_j": 91000.0, "tokens_per_j": 2.0, "samples": 9, "scope": "GPUs"}
+        write_record(results / f"points/fig9/hops/0123456789/run{run}/c{level}.json", made, None)
+
+    for run in (1, 2):
+        for level in (1, 16):
+            store(run, level)
+    theirs = {"files": [str(ROOT / "tests/unit/samples/vllm-0.32.0.json")], "platform": "theirs"}
+    (fresh.path / "import.yaml").write_text(json.dumps({"schema": 1, "experiment": "local", "sources": [theirs]}))
+    rules = ("baseline", "statistics", "import_points", "costs")
+    told = fresh.run(*rules, "--config", "experiment=fig9", "baseline=before", "imports=import.yaml")
+    assert "1 points imported" in told
+    assert len(list((results / "imported/local/theirs").rglob("c*.json"))) == 1
+    assert (results / "baselines/before.json").exists()
+    assert (results / "statistics/fig9/bands.png").exists()
+    costs = json.loads((results / "costs/costs.json").read_text())
+    assert [server["tokens_per_j"] for server in costs["spent"]] == [2.0, 2.0]
+    assert "2 servers" in (results / "costs/costs.md").read_text()
+    assert len(fresh.points()) == 4
+    for run in (1, 2):
+        store(run, 16, output_throughput=100.0)
+    told = fresh.run("compare", "--config", "experiment=fig9", "against=baseline:before", code=1)
+    assert "REGRESSION" in told

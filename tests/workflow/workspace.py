@@ -112,9 +112,9 @@ class Workspace:
                 start_new_session=True,
             )
 
-    def planned(self, *arguments: str) -> dict[str, int]:
+    def planned(self, *arguments: str, **environment: str) -> dict[str, int]:
         """What `snakemake -n` lists: the number of jobs by rule; empty where nothing is to be done."""
-        output = self.run("-n", *arguments)
+        output = self.run("-n", *arguments, **environment)
         if "Nothing to be done" in output:
             return {}
         table = output[output.index("Job stats:") :]
@@ -207,9 +207,10 @@ def point_starts(workspace: Workspace, level: int) -> bool:
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = 480.0) -> Any:
     """The first true value of a condition. The limit is a safeguard against a hanging test, not a measurement."""
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
+    begin = time.monotonic()
+    while (waited_s := time.monotonic() - begin) < limit_s:
         if value := condition():
             return value
-        time.sleep(0.1)
+        # Most conditions look at every process: after a while that costs more than a later answer.
+        time.sleep(min(0.25, 0.05 + waited_s / 50))
     raise AssertionError(f"{what}: not within {limit_s:.0f} s")

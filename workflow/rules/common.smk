@@ -14,7 +14,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
-from berth.config import Network
+from berth.config import Deployment, Network
 from berth.coordinates import LEVEL_PATTERN, RunId, parse_level
 from berth.errors import BerthError
 from berth.network import own_env
@@ -168,11 +168,14 @@ def check_one_server():
         )
 
 
-def measurable(files):
-    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured."""
+def measurable(files, drawn=False):
+    """An input function for files that measuring makes; it fails where a run that is asked for cannot be measured.
+
+    `drawn` says that figures are among them.
+    """
 
     def wanted(wildcards):
-        ASKED.add("measurements")
+        ASKED.update({"measurements", "figures"} if drawn else {"measurements"})
         try:
             PLAN.require_measurable()
         except BerthError as error:
@@ -310,7 +313,7 @@ def cross_check_inputs(w):
     from berth.crosscheck import run_of
 
     try:
-        run = run_of(PLAN)
+        run = run_of(PLAN, "cross_check")
     except BerthError as error:
         raise WorkflowError(str(error)) from None
     return {
@@ -321,9 +324,10 @@ def cross_check_inputs(w):
 
 def resources_of_cross_check():
     """What its job asks the scheduler for: what the sweep of the run asks for, as often as it is measured."""
-    from berth.crosscheck import resources_of
 
     def one(name, w):
+        from berth.crosscheck import resources_of
+
         try:
             return resources_of(PLAN, len(cross_check_request()["tools"]) + 1)[name]
         except BerthError as error:
@@ -333,6 +337,42 @@ def resources_of_cross_check():
         name: partial(one, name)
         for name in sweep_names(BERTH.platforms[BERTH.platform])
     }
+
+
+def ceiling_inputs(w):
+    """The receipts that `client_ceiling` reads."""
+    from berth.crosscheck import run_of
+
+    try:
+        run = run_of(PLAN, "client_ceiling")
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+    return {**receipts_of(run), "tools": tool_receipts([run.benchmark.client])}
+
+
+def ceiling_request():
+    """What `client_ceiling` is told."""
+    from berth.crosscheck import ceiling_request_of
+
+    try:
+        return ceiling_request_of(PLAN)
+    except BerthError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def resources_of_ceiling():
+    """What its job asks the scheduler for: one node, for some minutes."""
+    from berth.resources import sweep_resources
+
+    platform = BERTH.platforms[BERTH.platform]
+    least = Deployment(
+        name="client_ceiling",
+        model="",
+        recipe="",
+        platform=platform.name,
+        version="",
+    )
+    return sweep_resources(least, platform, 15)
 
 
 def mirrored_image(w):
@@ -372,9 +412,22 @@ def end_of_run():
 
 
 def tell_failures():
-    """Put what failed into the figures, and say where it is told; nothing where no measurement was asked for."""
+    """Say where it is told what failed, and put it into the figures where these were asked for.
+
+    Nothing where no measurement was asked for.
+    """
     if not ASKED:
         return
+    print(
+        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/."
+    )
+    if "figures" in ASKED:
+        draw_failures()
+    print("The same command measures what is still missing.")
+
+
+def draw_failures():
+    """Put what failed into the figures and the report."""
     from berth.draw import draw_what_there_is
     from berth.report import report_what_there_is
     from berth.report_request import what_there_is
@@ -387,10 +440,10 @@ def tell_failures():
         report_what_there_is(**what_there_is(plan, looked_s))
     except BerthError as error:
         print(f"The figures could not be drawn: {error}")
-    print(
-        f"Every finished point is kept. What failed and why: {RESULTS}/failures/ and {RESULTS}/logs/.\n"
-        f"The figures in {RESULTS}/figures/ and {RESULTS}/report/index.html show it. The same command measures what is still missing."
-    )
+    else:
+        print(
+            f"The figures in {RESULTS}/figures/ and {RESULTS}/report/index.html show it."
+        )
 
 
 def one_resource(name, w):

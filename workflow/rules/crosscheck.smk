@@ -22,3 +22,21 @@ rule cross_check:
         settings=lambda w: cross_check_settings(),
     script:
         "../scripts/cross_check.py"
+
+
+# No server of a model: the client asks a stand-in that answers at once. It has no output, so that it always measures
+# again; what is measured is kept in results/clients/{platform}.json, where the validity gate reads it.
+rule client_ceiling:
+    input:
+        unpack(ceiling_inputs),
+    log:
+        f"{RESULTS}/logs/client_ceiling.log",
+    conda:
+        "../../environment.yml"
+    threads: workflow.cores or 1
+    resources:
+        **resources_of_ceiling(),
+    params:
+        request=lambda w: ceiling_request(),
+    script:
+        "../scripts/client_ceiling.py"
