@@ -40,19 +40,20 @@ rule all:
     default_target: True
     input:
         # The missing points by name: Snakemake does not make a missing intermediate while its final target is up to date.
-        measurable(
-            point_files(PLAN.missing) + figure_files() + report_files(), drawn=True
-        ),
+        measurable(point_files(PLAN.targets) + decision_files()),
+        measurable(figure_files() + report_files(), drawn=True),
+        decided_points,
 
 
 rule points:
     input:
-        measurable(point_files(PLAN.missing)),
+        measurable(point_files(PLAN.targets) + decision_files()),
+        decided_points,
 
 
 rule figures:
     input:
-        measurable(figure_files(), drawn=True),
+        measurable(decision_files() + figure_files(), drawn=True),
 
 
 include: "workflow/rules/model.smk"

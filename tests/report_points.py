@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from berth.coordinates import level_name, level_of
 from berth.record import write_record
 from berth.report import report
 from berth.report_provenance import write_provenance
@@ -116,7 +117,8 @@ def make_report(folder: Path, made: list[dict[str, Any]], **more: Any) -> Path:
     for each in made:
         point = each["point"]
         kind, paths = ("failures", failures) if each["failure"] else ("points", points)
-        path = folder / kind / f"{point['platform']}-{point['spec']}-run{point['run']}-c{point['concurrency']}.json"
+        name = f"{point['platform']}-{point['spec']}-run{point['run']}-{level_name(level_of(point))}.json"
+        path = folder / kind / name
         write_record(path, each, None)
         paths.append(path)
     table, origin, page = (folder / name for name in ("points.parquet", "provenance.json", "index.html"))

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from berth import _style as style
 from berth._layout import add_below
 from berth.columns import BY_NAME
+from berth.coordinates import Rate
 from berth.figures import axis_label
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ def draw_bands(spread: Spread, title: str, notes: list[str], settings: Statistic
         FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2)
         levels = np.unique([float(level.concurrency) for group in spread.groups for level in group.levels])
+        rates = any(isinstance(level.concurrency, Rate) for group in spread.groups for level in group.levels)
         for ax in (left, right):
-            style.concurrency_axis(ax, levels, 11)
+            style.level_axis(ax, levels, 11, rates=rates)
         handles = []
         for number, group in enumerate(spread.groups):
             look: dict[str, Any] = style.look(number, 0)

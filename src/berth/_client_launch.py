@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from berth._client_process import log_tail
 from berth.checkup import ask
 from berth.containers import tell_failed_stop
+from berth.coordinates import level_words
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from berth.coordinates import Level
 
 Mode = Literal["auto", "warm", "process"]
 
@@ -97,11 +100,9 @@ class Launch:
             return str(version) if version is not None else None
         return None
 
-    def failed(self, concurrency: int, what: str, log_start: int) -> ClientFailed:
+    def failed(self, level: Level, what: str, log_start: int) -> ClientFailed:
         """The error of a point that has no result, with the log since byte `log_start`."""
-        return ClientFailed(
-            f"The benchmark client {what} in the point at concurrency {concurrency}.{self.tail(log_start)}"
-        )
+        return ClientFailed(f"The benchmark client {what} in the point at {level_words(level)}.{self.tail(log_start)}")
 
     def cannot_start(self, program: str, error: OSError) -> ClientFailed:
         """The error of a program that is not there or may not be run."""

@@ -11,11 +11,14 @@ import numpy as np
 from berth.columns import PLOTTED
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
     from numpy.typing import NDArray
 
     Numbers = NDArray[np.float64]
 
+CONCURRENCY, RATE = "concurrency", "request_rate_req_s"
 _DEFINITION = ["source", "experiment", "figure", "platform", "deployment", "spec"]
 # What may tell two curves of one platform apart, in the order in which a label uses it.
 _QUALIFIERS = ("source", "deployment", "figure", "experiment", "spec")
@@ -26,9 +29,10 @@ class Mark:
     """A point without a usable value: its place in the curve, and the words for it."""
 
     position: int
-    concurrency: int
+    level: float
     text: str
     crashed: bool
+    left_out: bool = False
 
 
 class _Table:
@@ -50,14 +54,20 @@ class _Table:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run. `concurrency` holds every level that a run of the same definition has, measured in this run or not."""
+    """One run. `levels` holds every level that a run of the same definition has, measured in this run or not.
+
+    `skipped` are the levels that another run added for itself: their absence is no gap. `axis` is the column that the
+    levels are of: CONCURRENCY, or RATE where rates were swept.
+    """
 
     label: str
     platform: str
     group: int
     run: int
-    concurrency: Numbers
+    axis: str
+    levels: Numbers
     flagged: NDArray[np.bool_]
+    skipped: NDArray[np.bool_]
     marks: tuple[Mark, ...]
     _table: _Table
     _rows: NDArray[np.intp]
@@ -66,7 +76,7 @@ class Curve:
     @property
     def rows(self) -> NDArray[np.intp]:
         """The row of the table at each level, counted from 0; -1 where this run has none."""
-        spread = np.full(len(self.concurrency), -1, dtype=np.intp)
+        spread = np.full(len(self.levels), -1, dtype=np.intp)
         spread[self._places] = self._rows
         return spread
 
@@ -80,7 +90,7 @@ class Curve:
         return self._spread(self._table.numbers(column)[self._rows])
 
     def _spread(self, numbers: Numbers) -> Numbers:
-        spread = np.full(len(self.concurrency), np.nan)
+        spread = np.full(len(self.levels), np.nan)
         spread[self._places] = numbers
         return spread
 
@@ -94,11 +104,16 @@ def curves(df: pd.DataFrame) -> list[Curve]:
     if df.empty:
         return []
     table = _Table(df)
-    level = table.numbers("concurrency")
+    rates = table.numbers(RATE)
+    level = np.where(np.isfinite(rates), rates, table.numbers(CONCURRENCY))
     labels, platforms, hosts = _labels(df), table.words("platform_label"), table.words("host")
     statuses, codes = table.words("status"), table.words("reason_codes")
     groups = df.groupby(_DEFINITION, sort=False, dropna=False).ngroup().to_numpy()
     levels = {groups[rows[0]]: np.unique(level[rows]) for rows in _split(groups, level)}
+    refined = table.words("refined") == "yes"
+    added: dict[int, list[float]] = {}
+    for row in np.flatnonzero(refined):
+        added.setdefault(groups[row], []).append(float(level[row]))
     runs: Counter[int] = Counter()
     found = []
     for rows in _split(df.groupby([*_DEFINITION, "run"], sort=False, dropna=False).ngroup().to_numpy(), level):
@@ -112,13 +127,11 @@ def curves(df: pd.DataFrame) -> list[Curve]:
             platform=platforms[rows[0]],
             group=int(group),
             run=runs[group],
-            concurrency=levels[group],
+            axis=RATE if np.isfinite(rates[rows[0]]) else CONCURRENCY,
+            levels=levels[group],
             flagged=flagged,
-            marks=tuple(
-                Mark(int(place), int(level[row]), *_word(statuses[row], codes[row]))
-                for place, row in zip(places, rows, strict=True)
-                if statuses[row] in {"crashed", "failed"}
-            ),
+            skipped=np.isin(levels[group], added.get(group, [])) & ~np.isin(levels[group], level[rows]),
+            marks=tuple(_marks(places, level[rows], statuses[rows], codes[rows])),
             _table=table,
             _rows=rows,
             _places=places,
@@ -128,8 +141,19 @@ def curves(df: pd.DataFrame) -> list[Curve]:
     return found
 
 
+def _marks(places: Any, levels: Any, statuses: Any, codes: Any) -> Iterator[Mark]:
+    stopped = False
+    for place, level, status, code in zip(places, levels, statuses, codes, strict=True):
+        if status in {"crashed", "failed"}:
+            yield Mark(int(place), float(level), *_word(status, code))
+        elif status == "left_out" and not stopped:
+            # The first of them says it for all.
+            stopped = True
+            yield Mark(int(place), float(level), "stopped", crashed=False, left_out=True)
+
+
 def _split(numbers: NDArray[np.integer[Any]], level: Numbers) -> list[NDArray[np.intp]]:
-    """The rows of each number, the rows of one number by concurrency."""
+    """The rows of each number, the rows of one number by level."""
     order = np.lexsort((level, numbers))
     return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
 
@@ -145,12 +169,25 @@ def notes(df: pd.DataFrame) -> list[str]:
     """What must be said below a figure of these rows: the modes of the measurement, and the notes of the rows."""
     modes = [str(mode) for mode in df["mode"].dropna().unique()]
     told = [f"Benchmark mode: {' and '.join(modes)}."] if modes else []
-    return [*(str(note) for note in df["note"].dropna().unique()), *told]
+    return [*(str(note) for note in df["note"].dropna().unique()), *told, *_stops(df)]
+
+
+def _stops(df: pd.DataFrame) -> list[str]:
+    """A sentence on the runs that stopped early, with the reason of the first few."""
+    rows = df[df["status"] == "left_out"].drop_duplicates(["experiment", "platform", "spec", "run"])
+    told = [
+        f"{label} run {run} {why}"
+        for label, run, why in zip(rows["platform_label"], rows["run"], rows["failure_cause"], strict=True)
+    ]
+    more = f"; and {len(told) - 4} more" if len(told) > 4 else ""
+    return [f"Left out, and not failed: {'; '.join(told[:4])}{more}."] if told else []
 
 
 def without_value(drawn: list[Curve]) -> str:
     """A sentence that lists the points that crashed or failed, for figures in which they have no place; "" for none."""
-    told = [f"{curve.label} at {mark.concurrency} ({mark.text})" for curve in drawn for mark in curve.marks]
+    told = [
+        f"{curve.label} at {mark.level:g} ({mark.text})" for curve in drawn for mark in curve.marks if not mark.left_out
+    ]
     if not told:
         return ""
     more = f" and {len(told) - 8} more" if len(told) > 8 else ""

@@ -42,10 +42,10 @@ class _Place:
 
 
 def draw_marks(ax: Axes, lines: Sequence[Line], *, log: bool, merge: bool) -> None:
-    """A cross and a word at each point that crashed or failed, on axes over concurrency.
+    """A cross and a word at each point that crashed or failed, on axes over concurrency or rate.
 
     A crash is joined to the last point of its curve by dots, which are no part of the curve. Alike words at one
-    concurrency are merged if asked.
+    level are merged if asked.
     """
     places = [_place(line, mark, log) for line in lines for mark in line.curve.marks]
     alike = Counter((place.x, place.mark.text) for place in places)
@@ -60,7 +60,8 @@ def draw_marks(ax: Axes, lines: Sequence[Line], *, log: bool, merge: bool) -> No
             ax.plot(xs, ys, color=colour, linestyle=":", linewidth=0.8, gid="crash-line")
         # A failed point stands on the lower edge whatever the scale.
         on = ax.transData if mark.crashed else ax.get_xaxis_transform()
-        ax.plot([x], [y], "x", color=colour, ms=4.5, mew=1.2, clip_on=False, gid="mark", transform=on)
+        if not mark.left_out:
+            ax.plot([x], [y], "x", color=colour, ms=4.5, mew=1.2, clip_on=False, gid="mark", transform=on)
         text = mark.text
         if merge:
             if (x, text) in written:
@@ -68,7 +69,7 @@ def draw_marks(ax: Axes, lines: Sequence[Line], *, log: bool, merge: bool) -> No
             written.add((x, text))
             count = alike[x, text]
             text += f" ({count} runs)" if count > 1 else ""
-        first = x <= place.line.curve.concurrency[0]
+        first = x <= place.line.curve.levels[0]
         side = 1 if first else -1
         ax.annotate(
             text,
@@ -105,4 +106,4 @@ def _place(line: Line, mark: Mark, log: bool) -> _Place:
     else:
         counted = float(line.raw[mark.position])
         height = counted if np.isfinite(counted) else 0.0
-    return _Place(line, mark, mark.concurrency, height, start)
+    return _Place(line, mark, mark.level, height, start)

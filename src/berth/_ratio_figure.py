@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from berth import _style as style
 from berth._layout import add_below
+from berth.coordinates import Rate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +49,7 @@ def draw_ratios(comparison: Comparison, title: str, notes: list[str], outputs: l
 def _panel(ax: Axes, points: list[Compared]) -> dict[str, Line2D]:
     drawn = [point for point in points if point.speed is not None]
     levels = np.unique([float(point.concurrency) for point in points]) if points else np.empty(0)
-    style.concurrency_axis(ax, levels, 11)
+    style.level_axis(ax, levels, 11, rates=any(isinstance(point.concurrency, Rate) for point in points))
     ax.axhline(1.0, color=style.GREY, linewidth=0.6)
     if points:
         tolerance = points[0].tolerance

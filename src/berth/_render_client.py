@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from berth import _render_parts as parts
 from berth._render_server import working_folder
+from berth.coordinates import plain_rate
 from berth.mode import mode_of, point_seed
 from berth.shelltext import comment, exports, script
 
@@ -39,16 +40,16 @@ def _client(rendering: Rendering, use: Use) -> str:
         working_folder(rendering),
         parts.container_name(rendering),
         parts.command(rendering, container),
-        f'echo "the client\'s own result: {rendering.scratch}/c$CONCURRENCY.json"\n',
+        f'echo "the client\'s own result: {rendering.scratch}/{"q" if use.by_rate else "c"}${use.variable}.json"\n',
     )
 
 
 def _head(rendering: Rendering, use: Use) -> str:
-    levels = " ".join(str(level) for level in use.benchmark["concurrency"])
+    levels = " ".join(plain_rate(level) for level in use.levels)
     lines = [
         f"One point of {use.experiment.name}: {use.benchmark['num_prompts']} prompts to {rendering.deployment.name}.",
         "",
-        "    CONCURRENCY=16 bash client.sh",
+        f"    {use.variable}=16 bash client.sh",
         "",
         f"The levels of the experiment: {levels}. {_where(rendering)}",
         "",
@@ -80,10 +81,15 @@ def _settings(rendering: Rendering, use: Use) -> str:
     base_url = f'BASE_URL="${{BASE_URL:-http://{rendering.near_host}:{rendering.port}}}"\n'
     if rendering.deployment.client_nodes:
         base_url = ': "${BASE_URL:?is not set; export the address of the server, which is on another node}"\n'
-    level = 'CONCURRENCY="${CONCURRENCY:-1}"\n'
-    names = "CONCURRENCY BASE_URL"
+    level = f'{use.variable}="${{{use.variable}:-1}}"\n'
+    names = f"{use.variable} BASE_URL"
     if use.benchmark["seed_per_point"]:
-        level += f'SEED="$(({point_seed(use.benchmark, 0)} + CONCURRENCY))"\n'
+        first = point_seed(use.benchmark, 0)
+        level += (
+            f'SEED="$(awk -v rate="$REQUEST_RATE" \'BEGIN {{ printf "%d", {first} + 1000 * rate + 0.5 }}\')"\n'
+            if use.by_rate
+            else f'SEED="$(({first} + CONCURRENCY))"\n'
+        )
         names += " SEED"
     # None is for the client's own environment.
     return f"{level}{base_url}export -n {names}\n"

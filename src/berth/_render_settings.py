@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from berth.coordinates import plain_rate
 from berth.shelltext import shown
 
 if TYPE_CHECKING:
@@ -138,11 +139,11 @@ def _client(rendering: Rendering) -> str:
     if client.reason:
         lines.append(client.reason)
     for use in rendering.uses:
-        levels = ", ".join(str(level) for level in use.benchmark["concurrency"])
+        levels = ", ".join(plain_rate(level) for level in use.levels)
         lines.append(
             f"{use.experiment.name}, {use.experiment.runs[rendering.deployment.name]} run(s): "
             f"{use.benchmark['num_prompts']} prompts of {use.benchmark['dataset']}, seed {use.benchmark['seed']}, at "
-            f"concurrency {levels}."
+            + (f"request rates of {levels} per second." if use.by_rate else f"concurrency {levels}.")
         )
     return "\n".join(f"- {line}" for line in lines)
 

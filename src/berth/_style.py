@@ -105,10 +105,10 @@ def look(group: int, run: int, *, alone: bool = False) -> dict[str, Any]:
     }
 
 
-def concurrency_axis(ax: Axes, levels: NDArray[np.float64], most: int) -> None:
+def level_axis(ax: Axes, levels: NDArray[np.float64], most: int, *, rates: bool = False) -> None:
     """A log2 axis with the levels as plain numbers; when there are more than `most`, powers of two or of four..."""
     ax.set_xscale("log", base=2)
-    ax.set_xlabel("Maximum request concurrency")
+    ax.set_xlabel("Request rate (requests/s)" if rates else "Maximum request concurrency")
     if not len(levels):
         levels = np.exp2(np.arange(11))
     ticks = levels

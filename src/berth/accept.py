@@ -6,15 +6,18 @@ import logging
 import shutil
 from typing import TYPE_CHECKING
 
+from berth.coordinates import POINT_FILES, level_name, level_words
 from berth.errors import BerthError
-from berth.fsio import atomic_file, sha256_file
+from berth.fsio import atomic_file, sha256_file, write_json
 from berth.record import read_record
+from berth.spool import decided
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from berth.coordinates import PointId
+    from berth.coordinates import PointId, RunId
     from berth.plan import Plan
+    from berth.stopping import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +77,27 @@ def end_run(plan: Plan) -> None:
     """
     results = plan.root / plan.config.results
     for run in plan.runs.values():
-        for marker in (results / "sweeps").glob(f"{run.id.key}.attempt*.done"):
-            marker.unlink(missing_ok=True)
-        for point in run.points:
+        for ending in ("done", "levels.json"):
+            for marker in (results / "sweeps").glob(f"{run.id.key}.attempt*.{ending}"):
+                marker.unlink(missing_ok=True)
+        # Not the points of the plan: a sweep may have added some.
+        for record in sorted((results / "spool" / run.id.key).glob(POINT_FILES)):
             for suffix in (".json", REQUESTS_SUFFIX):
-                spooled = results / "spool" / f"{point.key}{suffix}"
-                accepted = results / "points" / f"{point.key}{suffix}"
+                spooled = record.with_name(record.stem + suffix)
+                accepted = results / "points" / run.id.key / spooled.name
                 if spooled.exists() and accepted.exists() and sha256_file(spooled) == sha256_file(accepted):
                     spooled.unlink()
+
+
+def write_decision(results: Path, run: RunId, asked: Asked, output: Path) -> None:
+    """Say which points of an open run are to be accepted: those that it wants and results do not hold.
+
+    One that was not measured is among them, so that its own job says why.
+    """
+    decision = decided(results, run, asked)
+    missing = [
+        level_name(level) for level in decision.wanted if not (results / f"points/{run.point(level).key}.json").exists()
+    ]
+    for level, why in decision.left_out.items():
+        logger.info("%s: %s left out, %s", run.key, level_words(level), why)
+    write_json(output, {"levels": missing})

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from berth.coordinates import Rate, plain_rate
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from berth.coordinates import Level
     from berth.recipe import Client
 
 
@@ -34,6 +37,8 @@ class BenchSettings:
     backend_flag: str = "backend"
     endpoint: str = "/v1/chat/completions"
     request_rate: float | Literal["inf"] = "inf"
+    # The most requests in flight where rates are swept; the level is that otherwise.
+    max_concurrency: int | None = None
     burstiness: float = 1.0
     temperature: float | None = 0.0
     ignore_eos: bool = False
@@ -68,6 +73,7 @@ def settings_of(
         num_prompts=benchmark["num_prompts"],
         seed=benchmark["seed"],
         request_rate=math.inf if rate == "inf" else float(rate),
+        max_concurrency=benchmark.get("max_concurrency"),
         temperature=benchmark["temperature"],
         ignore_eos=benchmark["ignore_eos"],
         backend_flag=client.backend_flag,
@@ -85,8 +91,10 @@ def _dataset_arguments(dataset: Mapping[str, Any], client: Client) -> tuple[str,
     return "sharegpt", ()
 
 
-def bench_argv(settings: BenchSettings, concurrency: int, result_path: Path) -> list[str]:
+def bench_argv(settings: BenchSettings, level: Level, result_path: Path) -> list[str]:
     """The arguments after `vllm bench serve` that measure one point and write the client's JSON to `result_path`.
+
+    A level is a concurrency, under the settings' rate, or a rate, under their maximum concurrency.
 
     The API key is no argument: the client reads it from OPENAI_API_KEY.
     """
@@ -98,8 +106,11 @@ def bench_argv(settings: BenchSettings, concurrency: int, result_path: Path) -> 
         argv += ["--dataset-path", str(settings.dataset_path)]
     argv += settings.dataset_args
     argv += ["--num-prompts", str(settings.num_prompts), "--seed", str(settings.seed)]
-    argv += ["--max-concurrency", str(concurrency)]
-    argv += ["--request-rate", f"{float(settings.request_rate):g}", "--burstiness", f"{settings.burstiness:g}"]
+    concurrency = settings.max_concurrency if isinstance(level, Rate) else level
+    rate = plain_rate(level) if isinstance(level, Rate) else f"{float(settings.request_rate):g}"
+    if concurrency is not None:
+        argv += ["--max-concurrency", str(concurrency)]
+    argv += ["--request-rate", rate, "--burstiness", f"{settings.burstiness:g}"]
     if settings.temperature is not None:
         argv += ["--temperature", f"{settings.temperature:g}"]
     if settings.ignore_eos:

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from berth._client_launch import ClientFailed, Launch, LocalFiles, Mode, ResultFiles
 from berth._client_process import Worker, WorkerDiedError, ended_how, log_size, run_once
 from berth.bench import BenchSettings, bench_argv
+from berth.coordinates import level_name
 from berth.measurement import Measurement, client_section
 from berth.record import split_result
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from berth.coordinates import Level
 
 __all__ = [
     "BenchClient",
@@ -172,15 +175,15 @@ class BenchClient:
         logger.warning("no warm benchmark client: %s; one `vllm bench serve` per point from now on", reason)
         self.mode = "process"
 
-    def describe(self, settings: BenchSettings, concurrency: int) -> dict[str, Any]:
+    def describe(self, settings: BenchSettings, level: Level) -> dict[str, Any]:
         """The `client` of the record of a point that gave no measurement."""
-        argv = bench_argv(settings, concurrency, self._launch.log_path.with_name(f"c{concurrency}.json"))
+        argv = bench_argv(settings, level, self._launch.log_path.with_name(f"{level_name(level)}.json"))
         return client_section(self._launch.command(argv), self.mode, self.version, None, None)
 
     def measure(
         self,
         settings: BenchSettings,
-        concurrency: int,
+        level: Level,
         scratch_dir: Path,
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], None] | None = None,
@@ -195,20 +198,20 @@ class BenchClient:
         """
         started, start = time.perf_counter(), _now()
         try:
-            self._launch.files.prepare(scratch_dir, f"c{concurrency}.*.client.json")
+            self._launch.files.prepare(scratch_dir, f"{level_name(level)}.*.client.json")
         except OSError as error:
-            raise self._launch.failed(concurrency, f"has no place for its result ({error})", 0) from None
+            raise self._launch.failed(level, f"has no place for its result ({error})", 0) from None
         # A new name: a file system that several nodes share may go on saying for a minute that the old one is gone.
-        result_path = scratch_dir / f"c{concurrency}.{time.time_ns()}.client.json"
-        argv = bench_argv(settings, concurrency, result_path)
+        result_path = scratch_dir / f"{level_name(level)}.{time.time_ns()}.client.json"
+        argv = bench_argv(settings, level, result_path)
         if self.mode == "warm" and self._worker is None:
             self.start()
         self.wait_ready(should_stop=should_stop)
         log_start = log_size(self._launch.log_path)
         try:
             measure = self._measure_warm if self.mode == "warm" else self._measure_process
-            phase = measure(argv, concurrency, log_start, on_progress or (lambda _completed, _total: None), should_stop)
-            result, requests = split_result(self._read_result(result_path, concurrency, log_start))
+            phase = measure(argv, level, log_start, on_progress or (lambda _completed, _total: None), should_stop)
+            result, requests = split_result(self._read_result(result_path, level, log_start))
         finally:
             with contextlib.suppress(OSError):
                 self._launch.files.remove(result_path)
@@ -252,7 +255,7 @@ class BenchClient:
     def _measure_warm(
         self,
         argv: list[str],
-        concurrency: int,
+        level: Level,
         log_start: int,
         on_progress: Callable[[int, int], None],
         should_stop: Callable[[], None] | None,
@@ -274,19 +277,19 @@ class BenchClient:
                     on_progress(message["completed"], message["total"])
         except WorkerDiedError as error:
             self.close()
-            raise self._launch.failed(concurrency, str(error), log_start) from None
+            raise self._launch.failed(level, str(error), log_start) from None
         except BaseException:
             self.close()
             raise
         if message["error"]:
-            raise self._launch.failed(concurrency, f"reports {message['error']}", log_start)
+            raise self._launch.failed(level, f"reports {message['error']}", log_start)
         on_progress(message["completed"], message["total"])
         return message
 
     def _measure_process(
         self,
         argv: list[str],
-        concurrency: int,
+        level: Level,
         log_start: int,
         on_progress: Callable[[int, int], None],
         should_stop: Callable[[], None] | None,
@@ -300,16 +303,16 @@ class BenchClient:
         except OSError as error:
             raise self._launch.cannot_start(command[0], error) from None
         if code != 0:
-            raise self._launch.failed(concurrency, ended_how(code), log_start)
+            raise self._launch.failed(level, ended_how(code), log_start)
         return {}
 
-    def _read_result(self, path: Path, concurrency: int, log_start: int) -> dict[str, Any]:
+    def _read_result(self, path: Path, level: Level, log_start: int) -> dict[str, Any]:
         try:
             raw = json.loads(self._launch.files.read(path))
         except (OSError, ValueError) as error:
-            raise self._launch.failed(concurrency, f"left no readable result file ({error})", log_start) from None
+            raise self._launch.failed(level, f"left no readable result file ({error})", log_start) from None
         if not isinstance(raw, dict):
-            raise self._launch.failed(concurrency, "left a result file that is no JSON object", log_start)
+            raise self._launch.failed(level, "left a result file that is no JSON object", log_start)
         return raw
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from berth.bench import BenchSettings
+    from berth.coordinates import Level
     from berth.launch import Deployed
     from berth.measurement import Measurement
     from berth.nodes import Node
@@ -35,13 +36,13 @@ class BenchmarkClient(Protocol):
     def wait_ready(self, timeout_s: float = 600.0, should_stop: Callable[[], None] | None = None) -> None:
         """Wait until it can measure."""
 
-    def describe(self, settings: BenchSettings, concurrency: int) -> dict[str, Any]:
+    def describe(self, settings: BenchSettings, level: Level) -> dict[str, Any]:
         """The `client` of a record without a measurement."""
 
     def measure(
         self,
         settings: BenchSettings,
-        concurrency: int,
+        level: Level,
         scratch_dir: Path,
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], None] | None = None,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from berth.coordinates import Rate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from berth.coordinates import Level
 
 Kind = Literal["text", "integer", "number"]
 
-STATUSES = ("ok", "flagged", "crashed", "failed", "not_run")
+STATUSES = ("ok", "flagged", "crashed", "failed", "not_run", "left_out")
 PLOTTED = ("ok", "flagged")
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 STATISTICS = ("mean", "median", "p99")
 
 # A point is one row: no two measured rows have the same values here.
-POINT_KEY = ("experiment", "platform", "spec", "run", "concurrency")
+POINT_KEY = ("experiment", "platform", "spec", "run", "concurrency", "request_rate_req_s")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("nodes", "integer", "nodes"),
     *_text("engine", "engine_version", "image", "image_digest", "mode", "dataset", "client", "client_version"),
     Column("concurrency", "integer", "requests"),
-    *_text("status", "reason_codes", "failure_kind", "failure_cause"),
+    Column("request_rate_req_s", "number", "requests/s"),
+    *_text("refined", "status", "reason_codes", "failure_kind", "failure_cause"),
     Column("num_prompts", "integer", "requests"),
     Column("completed", "integer", "requests"),
     Column("failed", "integer", "requests"),
@@ -80,3 +88,17 @@ RESULT_KEYS: dict[str, str] = {
     "total_token_throughput_tok_s": "total_token_throughput",
     **{f"{stat}_{name}_ms": f"{stat}_{name}_ms" for name in LATENCIES for stat in STATISTICS},
 }
+
+
+def row_entry(level: Level, max_concurrency: int | None) -> dict[str, int | float | None]:
+    """The columns that hold a level. A point of a sweep over rates has its limit in the column of concurrency."""
+    if isinstance(level, Rate):
+        return {"concurrency": max_concurrency, "request_rate_req_s": float(level)}
+    return {"concurrency": level}
+
+
+def row_level(row: Mapping[str, Any]) -> Level:
+    """The level of a row: its rate where it has one."""
+    rate = row.get("request_rate_req_s")
+    # Neither None nor any of pandas' values for what is unknown.
+    return Rate(rate) if isinstance(rate, int | float) and rate == rate else int(row["concurrency"])  # noqa: PLR0124

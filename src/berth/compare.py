@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth.analysis import lower_is_better
-from berth.columns import PLOTTED
+from berth.columns import PLOTTED, row_level
 from berth.matching import Pair, pair_curves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from berth.analysis import CompareSettings, Tolerance
+    from berth.coordinates import Level
     from berth.matching import CurveData, Difference
     from berth.sources import Source
 
@@ -38,7 +39,8 @@ class Compared:
     """One number at one point. `ratio` is ours over theirs; `speed` is above 1 where ours is the faster one."""
 
     curve: str
-    concurrency: int
+    # A rate where rates were swept.
+    concurrency: Level
     metric: str
     ours: Side
     theirs: Side
@@ -156,10 +158,10 @@ def _curve(name: str, metric: str, speeds: Sequence[float], tolerance: float) ->
     return CurveVerdict(name, metric, len(speeds), speed, tolerance, verdict, verdict == "slower" and len(speeds) > 1)
 
 
-def _levels(curve: CurveData | None) -> dict[int, list[Mapping[str, Any]]]:
-    levels: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+def _levels(curve: CurveData | None) -> dict[Level, list[Mapping[str, Any]]]:
+    levels: dict[Level, list[Mapping[str, Any]]] = defaultdict(list)
     for row in curve.rows if curve else ():
-        levels[int(row["concurrency"])].append(row)
+        levels[row_level(row)].append(row)
     return levels
 
 

@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth.access_settings import Access
+from berth.stopping import Asked
 
 if TYPE_CHECKING:
     from berth.analysis import CompareSettings, CrossCheckSettings, StatisticsSettings
     from berth.clienttool import ClientTool
+    from berth.coordinates import Level, Rate
     from berth.kubernetes import Kubernetes
 
 
@@ -338,7 +340,9 @@ class Benchmark:
     dataset: str
     num_prompts: int
     seed: int
-    concurrency: tuple[int, ...]
+    concurrency: tuple[int, ...] = ()
+    request_rates: tuple[Rate, ...] = ()
+    max_concurrency: int | None = None
     request_rate: float | Literal["inf"] = "inf"
     temperature: float | None = 0.0
     ignore_eos: bool = False
@@ -347,6 +351,19 @@ class Benchmark:
     client: str = "vllm"
     seed_per_point: bool = False
     validity: dict[str, Any] = field(default_factory=dict)
+    goodput: dict[str, float] = field(default_factory=dict)
+    stop_when: dict[str, Any] = field(default_factory=dict)
+    refine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """What is swept, rising: levels of concurrency, or request rates."""
+        return self.request_rates or self.concurrency
+
+    @property
+    def asked(self) -> Asked:
+        """What it asks of each run."""
+        return Asked(self.levels, self.stop_when, self.refine)
 
 
 @dataclass(frozen=True)

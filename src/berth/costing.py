@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from berth.config import Config
+    from berth.coordinates import Level
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ def _as_json(spent: Sequence[ServerCost], coming: Sequence[NextJob]) -> dict[str
     }
 
 
-def _range(levels: Sequence[int]) -> str:
+def _range(levels: Sequence[Level]) -> str:
     return ", ".join(map(str, levels))
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from berth._crosscheck_report import csv_text, differences, page
 from berth.analysis import CrossCheckSettings
 from berth.clienttool import DEFAULT
+from berth.coordinates import level_name, level_words
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.measure import Session
 from berth.measured import PointFailed
+from berth.parts import texts
 from berth.record import read_record, write_record
 from berth.resources import sweep_resources
 from berth.signals import announce, terminate_as_exception
@@ -65,7 +67,12 @@ def request_of(plan: Plan, settings: CrossCheckSettings) -> dict[str, Any]:
         if name != DEFAULT:
             plan.config.clients[name].image(runtime)
     levels = run.benchmark.concurrency
-    request = plan.sweep_request(run.id.key, f"{levels[0]}-{levels[-1]}")
+    if not levels:
+        raise BerthError(
+            f"config/config.yaml: benchmarks.{run.benchmark.name}.request_rates: clients are compared over "
+            "concurrency. Choose an experiment with a benchmark that has it."
+        )
+    request = plan.sweep_request(run.id.key, texts([levels])[0])
     return {
         **request,
         "experiment": f"cross_check-{run.experiment.name}",
@@ -119,7 +126,7 @@ def cross_check(request: SweepRequest, settings: CrossCheckSettings, folder: Pat
         rounds = [
             (repeat, level, name)
             for repeat in range(1, settings.repeats + 1)
-            for level in request.levels
+            for level in map(int, request.levels)
             # Another client is first each time, so that none always meets what the one before left.
             for name in _turned(settings.clients, repeat - 1)
         ]
@@ -135,7 +142,7 @@ def cross_check(request: SweepRequest, settings: CrossCheckSettings, folder: Pat
                 for name in settings.clients[1:]:
                     sessions[name] = stack.enter_context(session.with_client(name))
                 # All prompts are in the server's cache for each client, or for none.
-                _unmeasured(session, max(request.levels))
+                _unmeasured(session, int(max(request.levels)))
                 for each in todo:
                     _one(sessions[each[2]], each, folder)
     records = {each: read_record(_path(folder, *each)) for each in rounds}
@@ -152,7 +159,7 @@ def _turned(names: Sequence[str], by: int) -> list[str]:
 
 
 def _path(folder: Path, repeat: int, level: int, name: str) -> Path:
-    return folder / name / f"run{repeat}" / f"c{level}.json"
+    return folder / name / f"run{repeat}" / f"{level_name(level)}.json"
 
 
 def _unmeasured(session: Session, level: int) -> None:
@@ -176,4 +183,4 @@ def _one(session: Session, each: tuple[int, int, str], folder: Path) -> None:
         record, requests, told = failed.record, failed.requests, f"FAILED: {failed.cause}"
     record["point"]["run"] = repeat
     write_record(_path(folder, *each), record, requests)
-    logger.info("%s at concurrency %d, %d: %s", name, level, repeat, told)
+    logger.info("%s at %s, %d: %s", name, level_words(level), repeat, told)

@@ -1,4 +1,4 @@
-"""The part of the asked concurrency that a client kept up, from its own timings."""
+"""The part of the asked load that a client kept up, from its own timings."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def delivered_fraction(result: Mapping[str, Any], requests: Mapping[str, Any], c
     if not duration:
         return None
     return min(1.0, (sum(latencies) / k + (1 - 1 / k) * max(latencies)) / duration)
+
+
+def offered_rate(requests: Mapping[str, Any]) -> float | None:
+    """Requests per second that the client sent, from its own start times; None where it wrote none.
+
+    vLLM's client draws the gaps and then scales them, so that the last one ends after number / rate: the number of
+    requests counts, and not that of the gaps between them, of which one is before the first request.
+    """
+    starts = [start for each in requests.get("start_times") or () if (start := finite_number(each)) is not None]
+    span = max(starts, default=0.0) - min(starts, default=0.0)
+    return len(starts) / span if span > 0 else None
 
 
 def _latencies(requests: Mapping[str, Any]) -> list[float]:

@@ -12,7 +12,7 @@ from berth.published import find_figure
 from berth.tidy import read_tidy, tidy_records, write_tidy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from berth.plan import Plan
 
@@ -26,10 +26,11 @@ def tidy(
     parquet: str,
     csv: str,
     imported: Sequence[str] = (),
+    asked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write one row per point from the records' paths; `not_run` are rows of points that a run did not reach."""
     paths = [[Path(path) for path in each] for each in (records, failures, imported)]
-    table = tidy_records(paths[0], paths[1], not_run, labels, paths[2])
+    table = tidy_records(paths[0], paths[1], not_run, labels, paths[2], asked=asked)
     write_tidy(table, Path(parquet), Path(csv))
 
 
@@ -42,11 +43,12 @@ def figure(
     kind: str,
     title: str,
     outputs: list[str],
+    note: str = "",
 ) -> None:
     """Draw one kind of figure of an experiment, with the published curves (SET/FIGURE) that belong beside it."""
     measured = read_tidy(Path(table))
     parts = [measured[measured["experiment"] == experiment]]
-    notes = []
+    notes = [note] if note else []
     for reference in published:
         described, found = find_figure(Path(published_dir), reference)
         parts.append(read_published(found.path))
@@ -67,6 +69,7 @@ def draw_what_there_is(plan: Plan) -> None:
         failures=[str(results / "failures" / f"{key}.json") for key in plan.failures],
         imported=[str(path) for path in plan.imported],
         not_run=plan.not_run,
+        asked=plan.asked,
         labels={name: platform.label for name, platform in config.platforms.items()},
         parquet=str(table),
         csv=str(table.with_suffix(".csv")),
@@ -80,5 +83,6 @@ def draw_what_there_is(plan: Plan) -> None:
                 experiment=experiment,
                 kind=kind,
                 title=config.experiments[experiment].title,
+                note=plan.note_of(experiment, kind),
                 outputs=[str(results / "figures" / experiment / f"{kind}.{suffix}") for suffix in FORMATS],
             )

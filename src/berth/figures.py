@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from berth import _style as style
-from berth._curves import Curve, curves, notes, without_value
+from berth._curves import CONCURRENCY, RATE, Curve, curves, notes, without_value
 from berth._layout import add_below
 from berth._marks import Line, draw_marks
 from berth._schema import nearest
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CONCURRENCY = "concurrency"
+# What may stand on x as the level of a curve's points.
+_AXES = (CONCURRENCY, RATE)
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: the column on y, its title, and the column on x (concurrency, or a latency)."""
+    """One pair of axes: the column on y, its title, and the column on x (concurrency, request rate, or a latency)."""
 
     column: str
     title: str = ""
-    x: str = _CONCURRENCY
+    x: str = CONCURRENCY
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Kind:
     label: str
     panels: tuple[Panel, ...]
     log: bool = False
+
+
+def _over_rate(kind: Kind) -> Kind:
+    return replace(kind, panels=tuple(replace(panel, x=RATE) for panel in kind.panels))
 
 
 def _latency(name: str, words: str) -> Kind:
@@ -65,10 +70,16 @@ _LATENCY_WORDS = {
     "e2el": "End-to-end latency",
 }
 _THROUGHPUT = "output_throughput_tok_s"
-KINDS: dict[str, Kind] = {
+_DELIVERED = "request_throughput_req_s"
+_OVER_CONCURRENCY: dict[str, Kind] = {
     "output_throughput": Kind("Output token throughput (tokens/s)", (Panel(_THROUGHPUT),)),
-    "request_throughput": Kind("Request throughput (requests/s)", (Panel("request_throughput_req_s"),)),
+    "request_throughput": Kind("Request throughput (requests/s)", (Panel(_DELIVERED),)),
     **{name: _latency(name, words) for name, words in _LATENCY_WORDS.items()},
+    "goodput": Kind("Goodput (requests/s)", (Panel("request_goodput_req_s"),)),
+}
+KINDS: dict[str, Kind] = {
+    **_OVER_CONCURRENCY,
+    **{f"{name}_over_rate": _over_rate(kind) for name, kind in _OVER_CONCURRENCY.items()},
     "throughput_vs_latency": Kind(
         "Output token throughput (tokens/s)",
         tuple(Panel(_THROUGHPUT, x=f"median_{name}_ms") for name in ("ttft", "tpot", "e2el")),
@@ -105,7 +116,7 @@ def make_figure(df: pd.DataFrame, kind: str, title: str, note: str = "") -> Figu
     if kind not in KINDS:
         raise BerthError(f'No kind of figure "{kind}".{nearest(kind, list(KINDS))} Kinds: {", ".join(KINDS)}.')
     what = KINDS[kind]
-    drawn = curves(df)
+    drawn = [curve for curve in curves(df) if what.panels[0].x not in _AXES or curve.axis == what.panels[0].x]
     panels = [panel for panel in what.panels if _known(panel, drawn)] or [what.panels[0]]
     with mpl.rc_context(style.RC):
         width = style.PAGE_WIDTH_IN if len(panels) > 1 else style.COLUMN_WIDTH_IN
@@ -118,7 +129,7 @@ def make_figure(df: pd.DataFrame, kind: str, title: str, note: str = "") -> Figu
         for ax in axes[1:]:
             ax.tick_params(left=False)
         figure.suptitle(style.wrapped(title, width, 9), x=0.05 / width, ha="left", fontsize=8, weight="bold")
-        absent = "" if panels[0].x == _CONCURRENCY else without_value(drawn)
+        absent = "" if panels[0].x in _AXES else without_value(drawn)
         add_below(figure, axes[0], [line for line in (note, *notes(df), absent) if line], _handles(drawn))
         return figure
 
@@ -138,17 +149,19 @@ def _known(panel: Panel, drawn: list[Curve]) -> bool:
 
 
 def _xy(panel: Panel, curve: Curve) -> tuple[Numbers, Numbers]:
-    x = curve.concurrency if panel.x == _CONCURRENCY else curve.values(panel.x)
+    x = curve.levels if panel.x in _AXES else curve.values(panel.x)
     return x, np.where(np.isfinite(x), curve.values(panel.column), np.nan)
 
 
 def _draw_panel(ax: Axes, panel: Panel, kind: Kind, drawn: list[Curve], most_ticks: int) -> None:
-    over_concurrency = panel.x == _CONCURRENCY
+    over_levels = panel.x in _AXES
     # The scales come first: matplotlib forgets limits and ticks when a scale changes.
     ax.set_yscale("log" if kind.log else "linear")
-    if over_concurrency:
-        levels = np.unique(np.concatenate([np.empty(0), *(curve.concurrency for curve in drawn)]))
-        style.concurrency_axis(ax, levels, most_ticks)
+    if over_levels:
+        levels = np.unique(np.concatenate([np.empty(0), *(curve.levels for curve in drawn)]))
+        style.level_axis(ax, levels, most_ticks, rates=panel.x == RATE)
+        if (panel.column, panel.x) == (_DELIVERED, RATE) and len(levels):
+            _draw_offered(ax, levels)
     else:
         ax.set_xscale("log")
         ax.margins(x=0.08)
@@ -163,7 +176,7 @@ def _draw_panel(ax: Axes, panel: Panel, kind: Kind, drawn: list[Curve], most_tic
         lines.append(Line(curve, x, y, curve.raw(panel.column), look["color"]))
     if len(drawn) > _MANY:
         _draw_bundles(ax, lines, name=f"{panel.x}-{panel.column}")
-    if over_concurrency:
+    if over_levels:
         draw_marks(ax, lines, log=kind.log, merge=len(drawn) > _MANY)
     else:
         style.log_axis(ax.xaxis, dense=False)
@@ -181,6 +194,22 @@ def _draw_panel(ax: Axes, panel: Panel, kind: Kind, drawn: list[Curve], most_tic
         ax.set_title("")
 
 
+def _draw_offered(ax: Axes, levels: Numbers) -> None:
+    """Where a server that answers all that it is asked would be."""
+    x = np.geomspace(levels[0], levels[-1], 64)
+    ax.plot(x, x, color=style.GREY, linestyle=(0, (2, 2)), linewidth=0.7, gid="offered", zorder=1)
+    ax.annotate(
+        "offered",
+        (levels[-1], levels[-1]),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        color=style.GREY,
+        fontsize=style.NOTE_SIZE_PT,
+    )
+
+
 def _look(curve: Curve, drawn: list[Curve]) -> dict[str, Any]:
     if len(drawn) > _MANY:
         return style.look(curve.group, 0)
@@ -189,7 +218,7 @@ def _look(curve: Curve, drawn: list[Curve]) -> dict[str, Any]:
 
 def _draw_curve(ax: Axes, curve: Curve, x: Numbers, y: Numbers, look: dict[str, Any], *, name: str) -> None:
     # NaN at a gap: matplotlib lifts the pen there.
-    ax.plot(x, y, gid=f"curve-{name}", label=curve.label, **look)
+    ax.plot(x[~curve.skipped], y[~curve.skipped], gid=f"curve-{name}", label=curve.label, **look)
     hollow = curve.flagged & np.isfinite(y)
     if hollow.any():
         ax.plot(x[hollow], y[hollow], gid=f"flagged-{name}", zorder=3, **(look | _hollow(look["color"])))
@@ -226,12 +255,12 @@ def _hollow(colour: str) -> dict[str, Any]:
 
 
 def _name_levels(ax: Axes, lines: list[Line]) -> None:
-    """The concurrency beside the points of the first curve: such axes do not show it."""
+    """The level beside the points of the first curve: such axes do not show it."""
     for line in lines[:1]:
         known = np.flatnonzero(np.isfinite(line.y))
         for position in known[:: 1 if len(known) < 7 else 2]:
             ax.annotate(
-                style.plain(line.curve.concurrency[position]),
+                style.plain(line.curve.levels[position]),
                 (line.x[position], line.y[position]),
                 xytext=(-3, 2),
                 textcoords="offset points",

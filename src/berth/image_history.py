@@ -25,7 +25,7 @@ def require_same_image(results: Path, run: RunId, digest: str | None) -> None:
         return
     for folder in ("points", "spool"):
         runs = results / folder / run.experiment / run.platform / run.spec
-        for path in sorted(runs.glob("run*/c*.json")):
+        for path in sorted(runs.glob("run*/[cq]*.json")):
             measured = read_record(path)["server"]["image"]
             if measured["digest"] not in (None, digest):
                 raise BerthError(

@@ -31,7 +31,7 @@ def imported_paths(results: Path, experiments: Iterable[str]) -> list[Path]:
     """
     found = []
     for experiment in sorted(experiments):
-        for path in sorted((results / FOLDER / experiment).glob("*/*/run*/c*.json")):
+        for path in sorted((results / FOLDER / experiment).glob("*/*/run*/[cq]*.json")):
             if parse_point(_key(results, path)) is None:
                 raise BerthError(f"{path}: this is no path of a point. Import the file anew, or move it away.")
             found.append(path)

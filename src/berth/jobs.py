@@ -10,6 +10,7 @@ from berth.resources import sweep_resources
 from berth.walltime import split
 
 if TYPE_CHECKING:
+    from berth.coordinates import Level
     from berth.plan import Plan
     from berth.resources import Resources
     from berth.walltime import Estimate
@@ -39,7 +40,7 @@ class Jobs:
             self._estimates[key] = estimate(
                 results=self._plan.root / config.results,
                 spec=run.id.spec,
-                levels=run.benchmark.concurrency,
+                levels=sorted({*run.benchmark.levels, *run.levels}),
                 num_prompts=run.benchmark.num_prompts,
                 weights_bytes=config.models[run.deployment.model].weights_bytes,
                 published_dir=self._plan.root / config.published_dir,
@@ -58,7 +59,7 @@ class Jobs:
             return self._parts[key]
         run = self._plan.at(key)
         unmeasured = self._plan.missing - self._plan.spooled
-        levels = [point.concurrency for point in run.points if point.key in unmeasured]
+        levels = [point.level for point in run.points if point.key in unmeasured]
         queue = self._plan.config.platforms[run.id.platform].queue
         jobs = [levels] if levels else []
         if queue is not None and queue.max_minutes is not None:
@@ -73,17 +74,28 @@ class Jobs:
         self._parts[key] = tuple(texts(jobs))
         return self._parts[key]
 
-    def marker(self, key: str, concurrency: int) -> list[str]:
+    def marker(self, key: str, level: Level) -> list[str]:
         """The marker of the job that measures a point of a run; none where the point waits in the spool already.
 
         Every plan takes an attempt number that no marker has yet, so that a marker left by a killed Snakemake is
         never taken for a sweep of this one.
         """
-        if f"{key}/c{concurrency}" in self._plan.spooled:
+        run = self._plan.at(key)
+        if run.id.point(level).key in self._plan.spooled:
             return []
-        levels = self._plan.at(key).benchmark.concurrency
+        if key in self._plan.open_runs:
+            return [self.decision_file(key)]
+        levels = run.levels
         attempt = self._plan.attempts.get(key, 1)
-        return [self._marker(key, attempt, part) for part in self.of(key) if concurrency in levels_of(part, levels)]
+        return [self._marker(key, attempt, part) for part in self.of(key) if level in levels_of(part, levels)]
+
+    def decision_file(self, key: str) -> str:
+        """What the sweeps of an open run have decided: the levels whose points are to be accepted."""
+        return f"{self._plan.config.results}/sweeps/{key}.attempt{self._plan.attempts.get(key, 1)}.levels.json"
+
+    def markers(self, key: str, attempt: int) -> list[str]:
+        """The markers of all jobs that measure a run."""
+        return [self._marker(key, attempt, part) for part in self.of(key)]
 
     def marker_before(self, key: str, attempt: int, part: str) -> list[str]:
         """The marker of the job that measures the levels before a part; none for the first part of a run.
@@ -100,10 +112,14 @@ class Jobs:
         if platform.queue is None:
             return {}
         measured = self._plan.existing | self._plan.spooled
-        levels = levels_of(part, run.benchmark.concurrency)
+        levels = levels_of(part, sorted({*run.benchmark.levels, *run.levels}))
         missing = [level for level in levels if run.id.point(level).key not in measured]
+        if missing and run.decision and run.benchmark.refine:
+            # Which levels it will add is not known; none takes longer than the longest.
+            longest = max(levels, key=lambda level: self.estimate(key).points_s[level])
+            missing += [longest] * int(run.benchmark.refine["points"])
         minutes = self.estimate(key).job_minutes(missing, platform.queue.warn_s)
         return sweep_resources(run.deployment, platform, min(minutes, platform.queue.max_minutes or minutes))
 
     def _marker(self, key: str, attempt: int, part: str) -> str:
-        return f"{self._plan.config.results}/sweeps/{key}.attempt{attempt}.c{part}.done"
+        return f"{self._plan.config.results}/sweeps/{key}.attempt{attempt}.{part}.done"

@@ -16,7 +16,7 @@ from berth.clientchoice import client_of
 from berth.errors import BerthError
 from berth.fleet import served
 from berth.jobtime import ready_within_s
-from berth.measured import Point, PointFailed, judged, refusal
+from berth.measured import Point, PointFailed, in_flight, judged, refusal
 from berth.metrics import Difference, Snapshot, difference, read_metrics, wait_idle
 from berth.mode import Method, cache_state, mode_of, point_seed
 from berth.nodemodel import with_copies
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from berth.bench import BenchSettings
     from berth.clientchoice import BenchmarkClient
+    from berth.coordinates import Level
     from berth.launch import Deployed
     from berth.serve import Running
     from berth.sweep import SweepRequest
@@ -133,7 +134,7 @@ class Session:
         """Send the requests that are not measured."""
         count = self.request.benchmark["warm_up_prompts"]
         if count:
-            self._send_warm_up(count, min(count, max(self.request.levels)))
+            self._send_warm_up(count, min(count, in_flight(self.request, max(self.request.levels))))
         elapsed_s = time.monotonic() - self.server.started
         self.instance.timeline.append({"event": "warmed_up", "elapsed_s": round(elapsed_s, 3)})
         logger.info("server: warm after %.1f s", elapsed_s)
@@ -150,7 +151,7 @@ class Session:
             should_stop=watch.should_stop,
         )
 
-    def measure(self, level: int, on_progress: Callable[[int, int], None]) -> Point:
+    def measure(self, level: Level, on_progress: Callable[[int, int], None]) -> Point:
         """Measure one level and judge it.
 
         Raises:
@@ -197,17 +198,17 @@ class Session:
         settings = None if self.request.kubernetes else platform.get("power")
         return Sampling(settings, [beside_server(platform, node) for node in nodes] or [()])
 
-    def _settings(self, level: int) -> BenchSettings:
+    def _settings(self, level: Level) -> BenchSettings:
         return replace(self.settings, seed=point_seed(self.request.benchmark, level))
 
-    def _clean(self, level: int, method: Method, started: float) -> tuple[Method, Idle | None]:
+    def _clean(self, level: Level, method: Method, started: float) -> tuple[Method, Idle | None]:
         """Bring the server into the state in which every point of mode clean begins: warm, idle, nothing cached.
 
         Raises:
             PointFailed: it has other work, and the point is refused for that.
         """
         count = self.request.benchmark["warm_up_prompts"]
-        self._send_warm_up(count, min(count, level))
+        self._send_warm_up(count, min(count, in_flight(self.request, level)))
         policy = policy_of(self.request.benchmark["validity"])
         idle = wait_until_idle(
             self.counters_now, limit_s=policy.thresholds.idle_wait_s, should_stop=self._watch(_no_progress).look
@@ -246,7 +247,7 @@ class Session:
         after = self._counters(wait_idle)
         return None if before is None or after is None else difference(before, after)
 
-    def _broke_off(self, level: int, error: BerthError, started: float, method: Method) -> PointFailed:
+    def _broke_off(self, level: Level, error: BerthError, started: float, method: Method) -> PointFailed:
         death = error if isinstance(error, ServerDied) else None
         if death is None:
             # A client that lost its server fails first; the server's end is the cause then.
@@ -263,7 +264,7 @@ class Session:
 
     def _failed(
         self,
-        level: int,
+        level: Level,
         failure: dict[str, Any],
         started: float,
         *,

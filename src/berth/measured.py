@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.ceilings import fraction_of
+from berth.coordinates import Rate
 from berth.reading import finite_number
 from berth.recording import point_record
 from berth.validity import Observed, judge, policy_of
 
 if TYPE_CHECKING:
     from berth.clean import Idle
+    from berth.coordinates import Level
     from berth.launch import Deployed
     from berth.measurement import Measurement
     from berth.metrics import Difference
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from berth.power import Sampling
     from berth.recording import Instance
     from berth.serve import ServerDied
+    from berth.sweep import SweepRequest
     from berth.validity import Judgement
 
 
@@ -46,7 +49,7 @@ class PointFailed(Exception):  # noqa: N818  # What happened, as in the record.
 
 def judged(
     deployed: Deployed,
-    level: int,
+    level: Level,
     instance: Instance,
     measured: Measurement,
     counted: Difference | None,
@@ -76,9 +79,11 @@ def judged(
         Observed(
             result=measured.result,
             requests=measured.requests,
-            concurrency=level,
+            concurrency=in_flight(deployed.request, level),
             num_prompts=benchmark["num_prompts"],
-            request_rate=benchmark["request_rate"],
+            request_rate=level if isinstance(level, Rate) else benchmark["request_rate"],
+            # With a limit, a rate is a wish; so is a concurrency at a rate.
+            offered=isinstance(level, Rate) and benchmark["max_concurrency"] is None,
             server_metrics=counted.server_metrics if counted else None,
             restarted=counted.restarted if counted else False,
             cpu_fraction=client["cpu_fraction"],
@@ -125,6 +130,13 @@ def judged(
         f"{reason.code} {'accepted' * (reason.action == 'accept')}".strip() for reason in judgement.reasons
     )
     return Point(record, measured.requests, measured.client_duration_s or 0.0, told + (f", {flags}" if flags else ""))
+
+
+def in_flight(request: SweepRequest, level: Level) -> int:
+    """The most requests that a point can have in flight."""
+    if isinstance(level, int):
+        return level
+    return int(request.benchmark["max_concurrency"] or request.benchmark["num_prompts"])
 
 
 def refusal(judgement: Judgement, deployed: Deployed) -> dict[str, Any]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from berth.coordinates import Rate
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from berth.coordinates import Level
     from berth.recipe import Recipe
 
 Mode = Literal["paper", "clean"]
 CacheState = Literal["as_it_was", "disabled", "reset"]
+
+# Rates of a benchmark differ by more than this part of a request per second.
+_PER_UNIT_OF_RATE = 1000
 
 
 def mode_of(benchmark: Mapping[str, Any]) -> Mode:
@@ -24,13 +29,15 @@ def mode_of(benchmark: Mapping[str, Any]) -> Mode:
     return "clean" if benchmark.get("mode") == "clean" else "paper"
 
 
-def point_seed(benchmark: Mapping[str, Any], level: int) -> int:
+def point_seed(benchmark: Mapping[str, Any], level: Level) -> int:
     """The seed that chooses the prompts of a point; with `seed_per_point` another at each level, the same in every run.
 
     It is never that of the warm-up, which is the benchmark's plus one.
     """
     seed = int(benchmark["seed"])
-    return seed + 1 + level if benchmark.get("seed_per_point") else seed
+    if not benchmark.get("seed_per_point"):
+        return seed
+    return seed + 1 + (round(level * _PER_UNIT_OF_RATE) if isinstance(level, Rate) else level)
 
 
 def cache_state(recipe: Recipe, args: Mapping[str, Any], env: Mapping[str, Any]) -> CacheState | None:

@@ -9,6 +9,7 @@ from berth.parts import levels_of
 from berth.resources import accelerators_per_node
 
 if TYPE_CHECKING:
+    from berth.coordinates import Level
     from berth.plan import Plan
 
 
@@ -20,7 +21,7 @@ class NextJob:
     """
 
     run: str
-    levels: tuple[int, ...]
+    levels: tuple[Level, ...]
     nodes: int
     accelerators: int
     start_s: float
@@ -55,9 +56,7 @@ def next_jobs(plan: Plan) -> list[NextJob]:
             per_node, nodes = platform.accelerator.per_node, deployment.job_nodes
         for part in plan.jobs.of(key):
             missing = plan.missing - plan.spooled
-            levels = tuple(
-                level for level in levels_of(part, run.benchmark.concurrency) if run.id.point(level).key in missing
-            )
+            levels = tuple(level for level in levels_of(part, run.levels) if run.id.point(level).key in missing)
             estimate = plan.jobs.estimate(key)
             runtime = plan.jobs.resources(key, part).get("runtime")
             found.append(

@@ -36,6 +36,7 @@ from berth.config import (
     Store,
     SweepSettings,
 )
+from berth.coordinates import Rate
 from berth.errors import BerthError
 from berth.jsonl import DEFAULT_OUTPUT_TOKENS, with_digest
 from berth.kubernetes import settings_of
@@ -275,11 +276,8 @@ def _queue(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -> Benchmark:
-    levels = value["concurrency"]
-    duplicates = sorted({level for level in levels if levels.count(level) > 1})
     where = f"config/config.yaml: benchmarks.{name}"
-    if duplicates:
-        raise BerthError(f"{where}.concurrency: {duplicates[0]} stands twice. Every level is one point; remove one.")
+    levels = _levels(value, where)
     rate = value.get("request_rate", "inf")
     if rate != "inf" and (isinstance(rate, str) or rate <= 0):
         raise BerthError(f"{where}.request_rate: {rate!r} is not allowed. Use a positive number, or inf.")
@@ -300,7 +298,32 @@ def _benchmark(name: str, value: dict[str, Any], datasets: dict[str, Dataset]) -
     # 0 and 0.0 are one temperature and must be one spec.
     numbers = {key: float(value[key]) for key in ("temperature",) if value.get(key) is not None}
     numbers |= {"request_rate": rate if rate == "inf" else float(rate)}
-    return Benchmark(name=name, **{**value, **numbers, "concurrency": tuple(sorted(levels))})
+    return Benchmark(name=name, **{**value, **numbers, **levels})
+
+
+def _levels(value: dict[str, Any], where: str) -> dict[str, tuple[Any, ...]]:
+    """What is swept, rising, by its key."""
+    given = [key for key in ("concurrency", "request_rates") if key in value]
+    if len(given) != 1:
+        raise BerthError(
+            f"{where}: give concurrency (a closed load: so many requests in flight) or request_rates (an open load: so "
+            f"many requests per second), and not {'both' if given else 'neither'}."
+        )
+    (key,) = given
+    if key == "request_rates" and value.get("client", DEFAULT) != DEFAULT:
+        raise BerthError(
+            f"{where}.client: {value['client']} is measured over concurrency alone. Remove it, or give concurrency in "
+            "the place of request_rates."
+        )
+    others = {"concurrency": ("max_concurrency",), "request_rates": ("request_rate",)}[key]
+    for other in others:
+        if other in value:
+            raise BerthError(f"{where}.{other}: it does not go with {key}. Remove one of them.")
+    levels = value[key]
+    duplicates = sorted({level for level in levels if levels.count(level) > 1})
+    if duplicates:
+        raise BerthError(f"{where}.{key}: {duplicates[0]} stands twice. Every level is one point; remove one.")
+    return {key: tuple(sorted(Rate(level) if key == "request_rates" else level for level in levels))}
 
 
 def _experiment(name: str, value: dict[str, Any]) -> Experiment:

@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from berth.clienttool import DEFAULT
+from berth.columns import row_entry
 from berth.config import Network
-from berth.coordinates import PointId, RunId, parse_point
+from berth.coordinates import LEVEL_PATTERN, PointId, RunId, parse_point
 from berth.errors import BerthError
+from berth.goodput import words
 from berth.image_request import request_of
 from berth.imported import imported_paths
 from berth.jobs import Jobs
@@ -19,15 +21,20 @@ from berth.parts import levels_of
 from berth.record import peek
 from berth.resources import step_options
 from berth.spec import Definition, Unmeasurable, define, image_of
+from berth.spool import decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from berth.config import Benchmark, Config, Deployment, Experiment, Platform
+    from berth.coordinates import Level
     from berth.rendering import Rendering
+    from berth.stopping import Decision
 
 FIGURE_KINDS = ("output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency")
+# The kinds of a sweep over request rates.
+RATE_KINDS = (*(f"{kind}_over_rate" for kind in FIGURE_KINDS[:-1]), FIGURE_KINDS[-1])
 # Published sets hold one number per point: output tokens per second.
 PUBLISHED_KINDS = ("output_throughput",)
 # The files of each figure.
@@ -43,11 +50,18 @@ class Run:
     deployment: Deployment
     benchmark: Benchmark
     definition: Definition
+    # Where the sweep decides what is measured: what it has decided so far.
+    decision: Decision | None = None
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels that belong to it, as far as that is known."""
+        return self.decision.wanted if self.decision else self.benchmark.levels
 
     @property
     def points(self) -> tuple[PointId, ...]:
-        """Its points, by rising concurrency."""
-        return tuple(self.id.point(level) for level in self.benchmark.concurrency)
+        """Its points, by rising level."""
+        return tuple(self.id.point(level) for level in self.levels)
 
 
 @dataclass(frozen=True)
@@ -89,13 +103,29 @@ class Plan:
         return frozenset(point.key for run in self.runs.values() for point in run.points) - self.existing
 
     @cached_property
+    def open_runs(self) -> tuple[str, ...]:
+        """Runs whose sweep decides what is measured, and has something to measure: it is not known yet what."""
+        unmeasured = self.missing - self.spooled
+        return tuple(
+            key for key, run in self.runs.items() if run.decision and any(p.key in unmeasured for p in run.points)
+        )
+
+    @cached_property
+    def targets(self) -> frozenset[str]:
+        """Missing points that can be asked for by name before anything is measured."""
+        return frozenset(key for key in self.missing if key.rpartition("/")[0] not in set(self.open_runs))
+
+    @cached_property
     def only_missing(self) -> str:
         """A regular expression for the first wildcard of a point's path that lets missing points pass and no others.
 
         It looks ahead over the whole key, so that one expression constrains the five wildcards together.
         """
-        keys = "|".join(re.escape(key) for key in sorted(self.missing))
-        return rf"(?=(?:{keys})\.)[^/]+" if keys else r"(?!)"
+        keys = [re.escape(key) for key in sorted(self.targets)]
+        for run in self.open_runs:
+            there = "|".join(re.escape(key.rpartition("/")[2]) for key in self.existing if key.startswith(f"{run}/"))
+            keys.append(rf"{re.escape(run)}/(?!(?:{there})\.)" + LEVEL_PATTERN)
+        return rf"(?=(?:{'|'.join(keys)})\.)[^/]+" if keys else r"(?!)"
 
     @property
     def takes_machine(self) -> bool:
@@ -105,18 +135,47 @@ class Plan:
     @cached_property
     def figures(self) -> dict[str, tuple[str, ...]]:
         """Kinds of figure per experiment that has something to draw."""
-        measured = {run.experiment.name for run in self.runs.values()} if not self.config.partial else set()
-        measured |= {key.split("/", 1)[0] for key in self.existing | set(self.failures)}
+        keys = self.existing | set(self.failures)
+        if not self.config.partial:
+            keys |= {point.key for run in self.runs.values() for point in run.points}
+        by_rate = {key.partition("/")[0] for key in keys if key.rpartition("/")[2].startswith("q")}
+        measured = {key.partition("/")[0] for key in keys if key.rpartition("/")[2].startswith("c")}
         measured |= {path.parents[3].name for path in self.imported}
         drawn: dict[str, tuple[str, ...]] = {}
         for name, experiment in self.config.experiments.items():
             if self.config.select and name not in self.config.select:
                 continue
-            if name in measured:
-                drawn[name] = FIGURE_KINDS
+            if name in measured or name in by_rate:
+                kinds = (FIGURE_KINDS if name in measured else ()) + (RATE_KINDS if name in by_rate else ())
+                if self.goodput.get(name):
+                    kinds += ("goodput",) * (name in measured) + ("goodput_over_rate",) * (name in by_rate)
+                drawn[name] = tuple(dict.fromkeys(kinds))
             elif experiment.published:
                 drawn[name] = PUBLISHED_KINDS
         return drawn
+
+    @property
+    def goodput(self) -> dict[str, dict[str, float]]:
+        """The limits on latency of each experiment that has some."""
+        limits = {
+            name: self.config.benchmarks[experiment.benchmark].goodput
+            for name, experiment in self.config.experiments.items()
+        }
+        return {name: each for name, each in limits.items() if each}
+
+    @property
+    def asked(self) -> dict[str, dict[str, Any]]:
+        """What the table must know of experiments that say more than their levels, as plain values."""
+        told: dict[str, dict[str, Any]] = {name: {"goodput": limits} for name, limits in self.goodput.items()}
+        for name, experiment in self.config.experiments.items():
+            asked = self.config.benchmarks[experiment.benchmark].asked
+            if asked.decides:
+                told[name] = {**told.get(name, {}), **vars(asked)}
+        return told
+
+    def note_of(self, experiment: str, kind: str) -> str:
+        """What must be said below a figure."""
+        return words(self.goodput.get(experiment, {})) if kind.startswith("goodput") else ""
 
     def published_of(self, experiment: str, kind: str) -> tuple[str, ...]:
         """The published curves that belong into a figure; a published set knows output throughput alone."""
@@ -134,7 +193,7 @@ class Plan:
                 "deployment": run.deployment.name,
                 "spec": run.id.spec,
                 "run": run.id.run,
-                "concurrency": point.concurrency,
+                **row_entry(point.level, run.benchmark.max_concurrency),
             }
             for run in self.runs.values()
             if run.id.key in failed
@@ -167,7 +226,8 @@ class Plan:
             "spec": where.spec,
             "run": where.run,
             "definition": found.definition.full,
-            "levels": levels_of(part, found.benchmark.concurrency),
+            "levels": levels_of(part, sorted({*found.benchmark.levels, *found.levels})),
+            "asked": found.benchmark.asked if found.decision else None,
             "deployment": asdict(deployment),
             "benchmark": {
                 **asdict(found.benchmark),
@@ -297,18 +357,20 @@ def _runs(config: Config, root: Path, unmeasurable: list[str]) -> list[Run]:
             seen[definition.id] = name
             for number in range(1, experiment.runs[name] + 1):
                 where = RunId(experiment.name, config.platform, definition.id, number)
-                runs.append(Run(where, experiment, deployment, benchmark, definition))
+                decision = decided(root / config.results, where, benchmark.asked) if benchmark.asked.decides else None
+                runs.append(Run(where, experiment, deployment, benchmark, definition, decision))
     return runs
 
 
 def _keys(folder: Path, experiments: set[str]) -> list[str]:
     found = []
     for experiment in sorted(experiments):
-        for path in (folder / experiment).glob("*/*/run*/c*.json"):
+        for path in (folder / experiment).glob("*/*/run*/[cq]*.json"):
             key = path.relative_to(folder).as_posix().removesuffix(".json")
             if parse_point(key) is None:
                 raise BerthError(
-                    f"{path}: this is no path of a point (SPEC is ten hexadecimal digits, then runN/cN.json). "
+                    f"{path}: this is no path of a point (SPEC is ten hexadecimal digits, then runN/cN.json or "
+                    "runN/qRATE.json). "
                     "Move it away, or correct its name."
                 )
             found.append(key)

@@ -79,7 +79,7 @@ class PointFiles:
 def points_below(folder: Path, wanted: Callable[[str], bool]) -> tuple[list[PointFiles], list[Path]]:
     """The points below a folder whose keys are wanted, and files with names that no point has."""
     points, foreign = [], []
-    for path in sorted(folder.glob("*/*/*/run*/c*.json")):
+    for path in sorted(folder.glob("*/*/*/run*/[cq]*.json")):
         key = path.relative_to(folder).as_posix().removesuffix(".json")
         if not wanted(key):
             continue

@@ -7,13 +7,16 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from berth.coordinates import Rate, level_of
 from berth.published import find_figure, read_rows
 from berth.record import FIRST_REQUEST
-from berth.walltime import Estimate, from_throughput, point_seconds, start_s
+from berth.walltime import Estimate, from_throughput, point_seconds, rate_seconds, start_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
+
+    from berth.coordinates import Level
 
 # A whole published sweep, for experiments that name no published curve.
 EXAMPLE = "beltre2025/example-run-hops"
@@ -24,7 +27,7 @@ def estimate(
     *,
     results: Path,
     spec: str,
-    levels: Sequence[int],
+    levels: Sequence[Level],
     num_prompts: int,
     weights_bytes: int,
     published_dir: Path,
@@ -42,18 +45,23 @@ def estimate(
     """
     starts, durations = _earlier(results, spec)
     curve = _published_curve(published_dir, [*published, EXAMPLE], platform, num_prompts)
-    return Estimate(max(starts, default=start_s(weights_bytes)), point_seconds(levels, durations, curve))
+    rates = [level for level in levels if isinstance(level, Rate)]
+    counts = [level for level in levels if not isinstance(level, Rate)]
+    known = {level: seconds for level, seconds in durations.items() if not isinstance(level, Rate)}
+    points = rate_seconds(rates, num_prompts, durations, curve)
+    points.update(point_seconds(counts, known, curve).items())
+    return Estimate(max(starts, default=start_s(weights_bytes)), points)
 
 
-def _earlier(results: Path, spec: str) -> tuple[list[float], dict[int, float]]:
+def _earlier(results: Path, spec: str) -> tuple[list[float], dict[Level, float]]:
     starts: list[float] = []
-    durations: dict[int, float] = {}
+    durations: dict[Level, float] = {}
     for folder in ("points", "spool"):
-        for path in sorted((results / folder).glob(f"*/*/{spec}/run*/c*.json")):
+        for path in sorted((results / folder).glob(f"*/*/{spec}/run*/[cq]*.json")):
             # The plan judges records; a time that cannot be read is only not known.
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
                 record = json.loads(path.read_text())
-                level = int(record["point"]["concurrency"])
+                level = level_of(record["point"])
                 durations[level] = max(durations.get(level, 0.0), float(record["wall"]["duration_s"]))
                 starts.append(_warm_after(record["server"]["timeline"]))
     return starts, durations

@@ -14,10 +14,13 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from berth.coordinates import Rate, level_name, level_words, parse_level
 from berth.fsio import write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from berth.coordinates import Level
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +41,12 @@ def span(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def predict_s(level: int, durations_s: dict[int, float]) -> float | None:
+def predict_s(level: Level, durations_s: dict[Level, float]) -> float | None:
     """Seconds that a point will take, from points already measured; None where there is none.
 
     Between and beyond measured levels the duration of the nearest lower level is taken: throughput does not fall as
-    concurrency rises until the server saturates, so this is an upper bound there and close beyond it.
+    concurrency rises until the server saturates, and a higher rate sends its requests in less time, so this is an upper
+    bound there and close beyond it.
     """
     lower = [known for known in durations_s if known <= level]
     if lower:
@@ -65,10 +69,10 @@ class Standing:
     state: State
     instance: int
     since_s: float
-    levels: tuple[int, ...]
-    ended_s: dict[int, float]
-    failed: tuple[int, ...]
-    level: int
+    levels: tuple[Level, ...]
+    ended_s: dict[Level, float]
+    failed: tuple[Level, ...]
+    level: Level
     level_since_s: float
     completed: int
     total: int
@@ -96,25 +100,36 @@ def read_standing(path: Path) -> Standing | None:
     """Where a sweep stands; None where there is no such file, or one of another version."""
     try:
         value = json.loads(path.read_text())
-        value["ended_s"] = {int(level): float(seconds) for level, seconds in value["ended_s"].items()}
-        value["levels"], value["failed"] = tuple(value["levels"]), tuple(value["failed"])
+        value["ended_s"] = {_read(level): float(seconds) for level, seconds in value["ended_s"].items()}
+        value["levels"], value["failed"] = (tuple(map(_read, value[key])) for key in ("levels", "failed"))
+        value["level"] = _read(value["level"])
         return Standing(**value)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _read(written: int | str) -> Level:
+    """A level as the file has it: a number of requests, or the name of a rate."""
+    level = parse_level(str(written))
+    return level if isinstance(level, Rate) else int(written)
+
+
+def _written(level: Level) -> int | str:
+    return level_name(level) if isinstance(level, Rate) else level
 
 
 @dataclass
 class SweepProgress:
     """Counts points and requests of one sweep, logs where it stands at most every ten seconds, and keeps `file`."""
 
-    levels: list[int]
-    durations_s: dict[int, float] = field(default_factory=dict)
+    levels: list[Level]
+    durations_s: dict[Level, float] = field(default_factory=dict)
     file: Path | None = None
-    _level: int = 0
+    _level: Level = 0
     _state: State = "starting"
     _instance: int = 1
     _since_s: float = field(default_factory=time.time)
-    _failed: list[int] = field(default_factory=list)
+    _failed: list[Level] = field(default_factory=list)
     _level_since_s: float = 0.0
     _saved: float = 0.0
     _started: float = 0.0
@@ -135,7 +150,7 @@ class SweepProgress:
             with contextlib.suppress(OSError):
                 self.file.unlink(missing_ok=True)
 
-    def start(self, level: int) -> None:
+    def start(self, level: Level) -> None:
         """A point begins."""
         if self._state == "starting":
             self._since_s = time.time()
@@ -143,7 +158,7 @@ class SweepProgress:
         self._level, self._started = level, time.monotonic()
         self._told = self._started
         self._save(0, 0)
-        logger.info("concurrency %d: point %d of %d starts%s", level, self._position, len(self.levels), self._left(0))
+        logger.info("%s: point %d of %d starts%s", level_words(level), self._position, len(self.levels), self._left(0))
 
     def update(self, completed: int, total: int) -> None:
         """`completed` of `total` requests of the running point are answered."""
@@ -156,8 +171,8 @@ class SweepProgress:
         elapsed = now - self._started
         point_left = elapsed * (total - completed) / completed
         logger.info(
-            "concurrency %d: %d/%d requests in %s, %s left%s",
-            self._level,
+            "%s: %d/%d requests in %s, %s left%s",
+            level_words(self._level),
             completed,
             total,
             span(elapsed),
@@ -165,14 +180,19 @@ class SweepProgress:
             self._left(point_left),
         )
 
-    def finish(self, level: int, duration_s: float, told: str, *, failed: bool = False) -> None:
+    def replan(self, left: list[Level]) -> None:
+        """Other levels than were thought of are left; the running one counts as ended."""
+        self.levels = [level for level in self.levels if level in self.durations_s or level == self._level]
+        self.levels += [level for level in left if level not in self.levels]
+
+    def finish(self, level: Level, duration_s: float, told: str, *, failed: bool = False) -> None:
         """A point has ended; `told` says how."""
         self.durations_s[level] = duration_s
         if failed:
             self._failed.append(level)
         self._state, self._level = "ready", 0
         self._save(0, 0)
-        logger.info("concurrency %d: %s (%s)", level, told, span(duration_s))
+        logger.info("%s: %s (%s)", level_words(level), told, span(duration_s))
 
     @property
     def _position(self) -> int:
@@ -206,4 +226,6 @@ class SweepProgress:
         )
         # Only people look at it: a full disk must not end a sweep here.
         with contextlib.suppress(OSError):
-            write_json(self.file, asdict(standing))
+            levels = {name: list(map(_written, getattr(standing, name))) for name in ("levels", "failed")}
+            ended = {str(_written(level)): seconds for level, seconds in standing.ended_s.items()}
+            write_json(self.file, asdict(standing) | levels | {"level": _written(standing.level), "ended_s": ended})

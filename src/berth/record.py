@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from berth import _schema, seal
+from berth.coordinates import level_name, level_of
 from berth.errors import BerthError
 from berth.fsio import write_bytes, write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from berth.coordinates import Level
 
 SCHEMA_VERSION = 1
 # The event of a server's timeline that is not of its start: the first measured phase began.
@@ -68,7 +71,7 @@ def build_record(
         "server": dict(server),
         "client": dict(client),
         "result": None if result is None else dict(result),
-        "requests_file": requests_name(point["concurrency"]) if has_requests else None,
+        "requests_file": requests_name(level_of(point)) if has_requests else None,
         "server_metrics": None if server_metrics is None else dict(server_metrics),
         "validity": checked,
         "failure": None if failure is None else dict(failure),
@@ -81,9 +84,9 @@ def build_record(
     return cleaned
 
 
-def requests_name(concurrency: int) -> str:
+def requests_name(level: Level) -> str:
     """The name of the file of per-request lists, beside its record."""
-    return f"c{concurrency}.requests.json.gz"
+    return f"{level_name(level)}.requests.json.gz"
 
 
 def write_record(path: Path, record: Mapping[str, Any], requests: Mapping[str, Any] | None) -> None:
@@ -154,7 +157,7 @@ def result_value(result: Mapping[str, Any], key: str) -> Any:
 def read_record(path: Path, *, key: str | None = None) -> dict[str, Any]:
     """A whole record, checked against its schema, and against the `key` of the point that it is expected to be.
 
-    A key is `{experiment}/{platform}/{spec}/run{run}/c{concurrency}`.
+    A key is that of coordinates.PointId.
 
     Raises:
         BerthError: absent, truncated, not JSON, foreign, of a newer schema, of another form, or of another point.
@@ -236,6 +239,6 @@ def _foreign(path: Path) -> BerthError:
 
 
 def _check_key(path: Path, point: Mapping[str, Any], key: str | None) -> None:
-    own = f"{point['experiment']}/{point['platform']}/{point['spec']}/run{point['run']}/c{point['concurrency']}"
+    own = f"{point['experiment']}/{point['platform']}/{point['spec']}/run{point['run']}/{level_name(level_of(point))}"
     if key is not None and own != key:
         raise BerthError(f"{path}: a record of {own}, in the place of {key}. Move it to {own}.json, or delete it.")

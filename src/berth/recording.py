@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from berth.client import ClientFailed
+from berth.coordinates import level_entry
 from berth.holder import job_id
 from berth.mode import Method, mode_of, point_seed
 from berth.record import FIRST_REQUEST, build_record
@@ -16,6 +17,7 @@ from berth.record import FIRST_REQUEST, build_record
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from berth.coordinates import Level
     from berth.errors import BerthError
     from berth.launch import Deployed
 
@@ -58,7 +60,7 @@ def failure_of(error: BerthError, log: str) -> dict[str, Any]:
 
 def point_record(
     deployed: Deployed,
-    concurrency: int,
+    level: Level,
     instance: Instance,
     *,
     client: dict[str, Any],
@@ -73,14 +75,14 @@ def point_record(
 ) -> dict[str, Any]:
     """The record of a point that was measured, refused or broken off; `method` as far as it came."""
     request = deployed.request
-    method = method or Method(mode_of(request.benchmark), point_seed(request.benchmark, concurrency))
+    method = method or Method(mode_of(request.benchmark), point_seed(request.benchmark, level))
     return build_record(
         point={
             "experiment": request.experiment,
             "platform": request.platform,
             "spec": request.spec,
             "run": request.run,
-            "concurrency": concurrency,
+            **level_entry(level),
             "deployment": request.deployment["name"],
         },
         spec=request.definition,

@@ -81,7 +81,7 @@ def _values(rendering: Rendering) -> dict[str, object]:
         "experiments": {
             use.experiment.name: {
                 "runs": use.experiment.runs[deployment.name],
-                "concurrency": list(use.benchmark["concurrency"]),
+                "request_rates" if use.by_rate else "concurrency": [float(r) if use.by_rate else r for r in use.levels],
                 # The id of a definition without a commit is not the one that its points will have.
                 "spec": None if rendering.unpinned else use.definition.id,
                 "definition": use.definition.full,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from berth.bench import bench_argv, settings_of
 from berth.container import Container, Mount
+from berth.coordinates import Rate
 from berth.errors import BerthError
 from berth.gpus import shares_node
 from berth.image import default_cache_dir, environment_folder
@@ -25,10 +26,12 @@ from berth.spec import Definition, define, site_of
 
 if TYPE_CHECKING:
     from berth.config import Config, Deployment, Experiment, Model, Platform
+    from berth.coordinates import Level
     from berth.recipe import Recipe
 
 # The shell variables of the rendered scripts.
-NAME, CONCURRENCY, BASE_URL = variable("NAME"), variable("CONCURRENCY"), variable("BASE_URL")
+NAME, BASE_URL = variable("NAME"), variable("BASE_URL")
+CONCURRENCY, REQUEST_RATE = variable("CONCURRENCY"), variable("REQUEST_RATE")
 SEED = variable("SEED")
 DEVICES = words("DEVICES")
 HEAD, NODE, RANK = variable("HEAD_ADDRESS"), variable("NODE_ADDRESS"), variable("NODE_RANK")
@@ -43,6 +46,21 @@ class Use:
     benchmark: dict[str, Any]
     dataset: Path
     definition: Definition
+
+    @property
+    def by_rate(self) -> bool:
+        """Whether its levels are request rates."""
+        return bool(self.benchmark["request_rates"])
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """What it sweeps."""
+        return tuple(self.benchmark["request_rates"] or self.benchmark["concurrency"])
+
+    @property
+    def variable(self) -> str:
+        """The variable that tells the client's script its level."""
+        return "REQUEST_RATE" if self.by_rate else "CONCURRENCY"
 
 
 @dataclass(frozen=True)
@@ -186,8 +204,12 @@ class Rendering:
             client=self.recipe.client(version),
             dataset=use.definition.full["benchmark"]["dataset"],
         )
-        argv = bench_argv(settings, 1, self.scratch / f"c{CONCURRENCY}.json")
-        argv[argv.index("--max-concurrency") + 1] = CONCURRENCY
+        if use.by_rate:
+            argv = bench_argv(settings, Rate(1), self.scratch / f"q{REQUEST_RATE}.json")
+            argv[argv.index("--request-rate") + 1] = REQUEST_RATE
+        else:
+            argv = bench_argv(settings, 1, self.scratch / f"c{CONCURRENCY}.json")
+            argv[argv.index("--max-concurrency") + 1] = CONCURRENCY
         if use.benchmark["seed_per_point"]:
             argv[argv.index("--seed") + 1] = SEED
         return replace(container, entrypoint=command[0], args=(*command[1:], *argv))

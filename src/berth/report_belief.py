@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from berth.analysis import StatisticsSettings
+from berth.columns import row_level
 from berth.errors import BerthError
 from berth.report_words import THROUGHPUT, groups
 from berth.stats import mean_of, pooled
@@ -41,7 +42,7 @@ def spread(each: Shown) -> list[Row]:
                 {
                     "experiment": each.asked.name,
                     "curve": group.name,
-                    "concurrency": int(level),
+                    **({"request_rate_req_s": level} if group.by_rate else {"concurrency": int(level)}),
                     "runs": mean.n,
                     "mean, tokens/s": mean.mean,
                     "least": min(known),
@@ -73,7 +74,7 @@ def agreements(rows: Sequence[Row]) -> list[Row]:
                 "runs": max(row["runs"] for row in known),
                 "cv": together[0],
                 "worst_cv": worst["CV, %"],
-                "worst_at": worst["concurrency"],
+                "worst_at": row_level(worst),
             }
         )
     return told

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _DIGITS = 6
 # Columns of the points' tables, in their order; a column without any value is left out.
 TABLE = (
-    *("source", "platform_label", "deployment", "spec", "run", "host", "job_id", "mode", "concurrency", "status"),
+    *("source", "platform_label", "deployment", "spec", "run", "host", "job_id", "mode", "concurrency"),
+    *("request_rate_req_s", "status"),
     "reason_codes",
     *("output_throughput_tok_s", "request_throughput_req_s", "total_token_throughput_tok_s", "request_goodput_req_s"),
     *(f"{statistic}_{latency}_ms" for latency in LATENCIES for statistic in STATISTICS),
@@ -49,6 +50,7 @@ class Asked:
     kinds: tuple[str, ...]
     published: tuple[str, ...]
     missing: int = 0
+    note: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Asked:
@@ -59,6 +61,7 @@ class Asked:
             tuple(value["kinds"]),
             tuple(value["published"]),
             int(value.get("missing", 0)),
+            str(value.get("note", "")),
         )
 
 
@@ -84,7 +87,7 @@ def shown(table: pd.DataFrame, asked: Asked, published_dir: Path) -> Shown:
         parts.append(read_published(figure.path))
         told.append(f"Published: {described.citation} Licence: {described.licence}.")
     rows = combine(parts)
-    return Shown(asked, rows, (*notes(rows), *told))
+    return Shown(asked, rows, (*notes(rows), *filter(None, [asked.note]), *told))
 
 
 def kinds_for_page() -> dict[str, Any]:
@@ -113,9 +116,11 @@ def for_page(each: Shown) -> dict[str, Any]:
                 "platform": curve.platform,
                 "group": curve.group,
                 "run": curve.run,
-                "levels": [int(level) for level in curve.concurrency],
+                "axis": curve.axis,
+                "levels": [rounded(level) for level in curve.levels],
                 "rows": [int(row) for row in curve.rows],
-                "marks": [[mark.position, mark.text, mark.crashed] for mark in curve.marks],
+                "marks": [[mark.position, mark.text, mark.crashed, mark.left_out] for mark in curve.marks],
+                "skipped": [bool(each) for each in curve.skipped],
             }
             for curve in curves(each.rows)
         ],

@@ -9,7 +9,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
-from berth.coordinates import RunId
+from berth.coordinates import RunId, level_of
 from berth.errors import BerthError
 from berth.fsio import write_json
 from berth.record import read_record
@@ -70,7 +70,7 @@ def provenance(records: Iterable[Path], failures: Iterable[Path]) -> dict[str, A
         record = read_record(path)
         point = record["point"]
         run = RunId(point["experiment"], point["platform"], point["spec"], point["run"])
-        key = run.point(point["concurrency"]).key
+        key = run.point(level_of(point)).key
         if key in seen:
             continue
         seen.add(key)

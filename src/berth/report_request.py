@@ -28,6 +28,7 @@ def asked_of(plan: Plan, *, missing: bool) -> list[dict[str, Any]]:
             "title": plan.config.experiments[name].title,
             "kinds": list(kinds),
             "published": list(plan.config.experiments[name].published),
+            **({"note": note} if (note := plan.note_of(name, "goodput")) else {}),
             "missing": gone.get(name, 0),
         }
         for name, kinds in plan.figures.items()
@@ -58,6 +59,7 @@ def what_there_is(plan: Plan, looked_s: float) -> dict[str, Any]:
         "failures": [f"{results}/failures/{key}.json" for key in plan.failures],
         "imported": [str(path) for path in plan.imported],
         "not_run": plan.not_run,
+        "asked": plan.asked,
         "labels": {name: platform.label for name, platform in config.platforms.items()},
         "published_dir": config.published_dir,
         "experiments": asked_of(plan, missing=True),

@@ -6,6 +6,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from berth.columns import row_level
 from berth.figures import KINDS
 from berth.mode import mode_of
 from berth.report_words import alternative, meanings, summary
@@ -14,12 +15,13 @@ from berth.validity import FLAGGING, REFUSING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from berth.coordinates import Level
     from berth.report_data import Shown
 
 
 def counts(each_shown: Sequence[Shown]) -> dict[str, int]:
     """How many points there are of each kind."""
-    by_status = dict.fromkeys(("ok", "flagged", "failed", "crashed", "not_run", "published", "imported"), 0)
+    by_status = dict.fromkeys(("ok", "flagged", "failed", "crashed", "not_run", "left_out", "published", "imported"), 0)
     for each in each_shown:
         for source, status in zip(each.rows["source"], each.rows["status"], strict=True):
             if source == "measured":
@@ -77,7 +79,7 @@ def section(each: Shown, origin: Mapping[str, Any], profiles: Mapping[str, str])
             {
                 "kind": kind,
                 "label": _title(kind),
-                "words": alternative(each, KINDS[kind].panels[0].column, _panel_name(kind)),
+                "words": alternative(each, KINDS[kind].panels[0], _panel_name(kind)),
             }
             for kind in asked.kinds
         ],
@@ -89,7 +91,9 @@ def section(each: Shown, origin: Mapping[str, Any], profiles: Mapping[str, str])
 
 
 def _title(kind: str) -> str:
-    over = "" if KINDS[kind].panels[0].x == "concurrency" else " against median latency"
+    over = {"concurrency": "", "request_rate_req_s": " over request rate"}.get(
+        KINDS[kind].panels[0].x, " against median latency"
+    )
     return f"{KINDS[kind].label}{over}"
 
 
@@ -143,11 +147,15 @@ def ratios(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "curve": curve,
             "against": against,
             "levels": len(found),
-            "low": min(found, key=lambda row: float(row["ratio"])),
-            "high": max(found, key=lambda row: float(row["ratio"])),
+            "low": _ratio(min(found, key=lambda row: float(row["ratio"]))),
+            "high": _ratio(max(found, key=lambda row: float(row["ratio"]))),
         }
         for (experiment, curve, against), found in pairs.items()
     ]
+
+
+def _ratio(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ratio": row["ratio"], "at": str(row_level(row))}
 
 
 _WORST_FIRST = ("refused", "flagged", "accepted")
@@ -162,14 +170,14 @@ def findings(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     told = []
     for code in sorted(by_code, key=lambda code: (code in FLAGGING, order.index(code) if code in order else -1, code)):
         found = by_code[code]
-        where: dict[str, list[int]] = {}
+        where: dict[str, list[Level]] = {}
         for row in found:
-            where.setdefault(f"{row['experiment']}, {row['platform']} run {row['run']}", []).append(row["concurrency"])
+            where.setdefault(f"{row['experiment']}, {row['platform']} run {row['run']}", []).append(row_level(row))
         told.append(
             {
                 "code": code,
                 "verdict": next(each for each in _WORST_FIRST if any(row["verdict"] == each for row in found)),
-                "count": len({(r["experiment"], r["platform"], r["run"], r["concurrency"]) for r in found}),
+                "count": len({(r["experiment"], r["platform"], r["run"], row_level(r)) for r in found}),
                 "meaning": known.get(code),
                 "where": [f"{name}: at {', '.join(map(str, sorted(set(levels))))}" for name, levels in where.items()],
                 "example": str(found[0].get("found") or found[0].get("cause of the end") or ""),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from berth.columns import PLOTTED
+from berth.columns import PLOTTED, row_entry, row_level
 from berth.coordinates import RunId
 from berth.report_data import rounded
 from berth.report_provenance import hide_secrets
@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 _NEEDED = (
     *("source", "experiment", "platform", "platform_label", "deployment", "spec", "run", "host", "job_id"),
-    *("concurrency", "status", "reason_codes", "failure_kind", "failure_cause", "duration_s", "start", "end"),
+    *(
+        "concurrency",
+        "request_rate_req_s",
+        "status",
+        "reason_codes",
+        "failure_kind",
+        "failure_cause",
+        "duration_s",
+        "start",
+        "end",
+    ),
 )
 
 
@@ -38,6 +48,7 @@ def comparison(each: Shown) -> list[Row]:
     pairs = [(one, other) for one in measured for other in published] or [
         (one, other) for other, one in combinations(published, 2)
     ]
+    pairs = [(one, other) for one, other in pairs if one.by_rate == other.by_rate]
     return [row for one, other in pairs for row in _compared(each.asked.name, one, other)]
 
 
@@ -50,7 +61,7 @@ def _compared(experiment: str, one: Group, other: Group) -> list[Row]:
             "experiment": experiment,
             "curve": one.name,
             "against": other.name,
-            "concurrency": int(level),
+            **_at(one, level),
             "output tokens/s": ours[level],
             "against, tokens/s": theirs[level],
             "ratio": ours[level] / theirs[level],
@@ -69,7 +80,7 @@ def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
     for point in _points(each):
         status = point["status"]
         accepted = status == "ok" and point["source"] == "measured" and bool(_text(point["reason_codes"]))
-        if status in {"ok", "not_run"} and not accepted:
+        if status in {"ok", "not_run", "left_out"} and not accepted:
             continue
         told = provenance["doubts"].get(_key(point), {}) if point["source"] == "measured" else {}
         failure = told.get("failure") or {}
@@ -77,7 +88,7 @@ def doubts(each: Shown, provenance: Mapping[str, Any]) -> list[Row]:
             "experiment": each.asked.name,
             "platform": _text(point["platform_label"]),
             "run": int(point["run"]),
-            "concurrency": int(point["concurrency"]),
+            **{name: value for name, value in row_entry(row_level(point), None).items() if value is not None},
             "verdict": "accepted" if accepted else "flagged" if status == "flagged" else "refused",
         }
         found = [
@@ -167,7 +178,11 @@ def packed(rows: Sequence[Row]) -> dict[str, Any]:
 
 def _key(point: Any) -> str:
     run = RunId(str(point["experiment"]), str(point["platform"]), str(point["spec"]), int(point["run"]))
-    return run.point(int(point["concurrency"])).key
+    return run.point(row_level(point)).key
+
+
+def _at(group: Group, level: float) -> Row:
+    return {"request_rate_req_s": level} if group.by_rate else {"concurrency": int(level)}
 
 
 def _text(value: Any) -> str:

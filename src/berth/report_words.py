@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from berth._curves import Curve, curves
+from berth._curves import CONCURRENCY, RATE, Curve, curves
 from berth.imported import NOT_CHECKED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from berth.figures import Panel
     from berth.report_data import Shown
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,12 @@ class Group:
     @property
     def levels(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """The levels that any of its runs has."""
-        return self.curves[0].concurrency
+        return self.curves[0].levels
+
+    @property
+    def by_rate(self) -> bool:
+        """Whether its levels are request rates."""
+        return self.curves[0].axis == RATE
 
     def each(self, column: str) -> np.ndarray[Any, np.dtype[np.float64]]:
         """One row per run, one place per level; NaN at a gap."""
@@ -92,11 +98,17 @@ def _sentences(group: Group) -> list[str]:
     if not len(known):
         return [" has no point with a value."]
     top = known[int(np.argmax(rate[known]))]
-    said = f"{name} peaks at {number(rate[top])} output tokens/s, with {levels[top]:.0f} requests in flight"
+    at = f"at {levels[top]:g} requests/s" if group.by_rate else f"with {levels[top]:.0f} requests in flight"
+    said = f"{name} peaks at {number(rate[top])} output tokens/s, {at}"
     first = known[0]
-    if levels[first] == 1 and top != first and rate[first] > 0:
+    if levels[first] == 1 and not group.by_rate and top != first and rate[first] > 0:
         said += f": {rate[top] / rate[first]:.3g} times the {number(rate[first])} that a single user gets"
-    return [f"{said}.", *_knee(levels[known], rate[known]), *_waiting(group), *_agreement(group)]
+    return [
+        f"{said}.",
+        *([] if group.by_rate else _knee(levels[known], rate[known])),
+        *_waiting(group),
+        *_agreement(group),
+    ]
 
 
 def _knee(levels: Any, rate: Any) -> list[str]:
@@ -114,7 +126,7 @@ def _waiting(group: Group) -> list[str]:
     if len(known) < 2:
         return []
     low, high = known[0], known[-1]
-    ends = [f"{number(wait[place])} ms at {group.levels[place]:.0f}" for place in (low, high)]
+    ends = [f"{number(wait[place])} ms at {group.levels[place]:g}" for place in (low, high)]
     return [f"The median time to first token goes from {ends[0]} to {ends[1]}."]
 
 
@@ -126,26 +138,28 @@ def _agreement(group: Group) -> list[str]:
     low, high = np.nanmin(values[:, both], axis=0), np.nanmax(values[:, both], axis=0)
     apart = 100 * (high - low) / np.where(high > 0, high, 1)
     widest = int(np.argmax(apart))
-    return [f"Its runs differ by {apart[widest]:.2g} % at most (at {group.levels[both[widest]]:.0f})."]
+    return [f"Its runs differ by {apart[widest]:.2g} % at most (at {group.levels[both[widest]]:g})."]
 
 
-def alternative(each: Shown, column: str, label: str) -> str:
+def alternative(each: Shown, panel: Panel, label: str) -> str:
     """A figure's text alternative: the curves, each with its first, highest and last value."""
     told = []
-    drawn = [curve for curve in curves(each.rows) if np.isfinite(curve.values(column)).any()]
+    column, axis = panel.column, RATE if panel.x == RATE else CONCURRENCY
+    drawn = [curve for curve in curves(each.rows) if curve.axis == axis and np.isfinite(curve.values(column)).any()]
     for curve in drawn[:_MOST]:
         values = curve.values(column)
         known = np.flatnonzero(np.isfinite(values))
         first, last = known[0], known[-1]
         told.append(
-            f"{curve.label}: {number(values[first])} at {curve.concurrency[first]:.0f}, "
-            f"{number(values[last])} at {curve.concurrency[last]:.0f}"
-            + "".join(f"; {mark.text} at {mark.concurrency}" for mark in curve.marks)
+            f"{curve.label}: {number(values[first])} at {curve.levels[first]:g}, "
+            f"{number(values[last])} at {curve.levels[last]:g}"
+            + "".join(f"; {mark.text} at {mark.level:g}" for mark in curve.marks)
         )
     if not told:
         return f"{label}: no value yet."
     more = f"; and {len(drawn) - _MOST} more curves, in the table" if len(drawn) > _MOST else ""
-    return f"{label} over maximum request concurrency. {'. '.join(told)}{more}."
+    over = "request rate" if axis == RATE else "maximum request concurrency"
+    return f"{label} over {over}. {'. '.join(told)}{more}."
 
 
 @dataclass(frozen=True)

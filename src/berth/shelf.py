@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from berth import s3
-from berth.coordinates import parse_point
+from berth.coordinates import LEVEL_PATTERN, parse_point
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 NO_REQUESTS = "none"
 _SHA = r"[0-9a-f]{64}"
-_RECORD = re.compile(rf"(?P<key>.+/c[0-9]+)\.(?P<record>{_SHA})\.(?P<requests>{_SHA}|{NO_REQUESTS})\.json")
-_REQUESTS = re.compile(rf"(?P<key>.+/c[0-9]+)\.(?P<requests>{_SHA})\.requests\.json\.gz")
+_RECORD = re.compile(rf"(?P<key>.+/{LEVEL_PATTERN})\.(?P<record>{_SHA})\.(?P<requests>{_SHA}|{NO_REQUESTS})\.json")
+_REQUESTS = re.compile(rf"(?P<key>.+/{LEVEL_PATTERN})\.(?P<requests>{_SHA})\.requests\.json\.gz")
 
 
 @dataclass(frozen=True, order=True)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from berth._schema import nearest
 from berth.baseline import baseline_path, baselines, read_baseline
-from berth.columns import COLUMNS
+from berth.columns import COLUMNS, row_level
+from berth.coordinates import level_name
 from berth.errors import BerthError
 from berth.frames import frame
 from berth.fsio import sha256_file
@@ -104,8 +105,8 @@ def _listed(runs: pd.Series[Any]) -> str:
 
 
 def _experiment(name: str, results: Path, labels: Mapping[str, str]) -> Source:
-    records = sorted((results / "points" / name).glob("*/*/run*/c*.json"))
-    failures = sorted((results / "failures" / name).glob("*/*/run*/c*.json"))
+    records = sorted((results / "points" / name).glob("*/*/run*/[cq]*.json"))
+    failures = sorted((results / "failures" / name).glob("*/*/run*/[cq]*.json"))
     imported = imported_paths(results, [name])
     words = f"Experiment {name}, {results.name}/."
     if imported:
@@ -128,7 +129,8 @@ def _records(
     by_key = {tuple(path.parts[-4:]): path for path in [*failures, *imported, *records]}
     files, specs = {}, {}
     for number, row in enumerate(rows.itertuples()):
-        path = by_key[str(row.platform), str(row.spec), f"run{row.run}", f"c{row.concurrency}.json"]
+        level = row_level({"concurrency": row.concurrency, "request_rate_req_s": row.request_rate_req_s})
+        path = by_key[str(row.platform), str(row.spec), f"run{row.run}", f"{level_name(level)}.json"]
         files[number] = path
         if row.spec not in specs and path not in imported:
             specs[str(row.spec)] = json.loads(path.read_text())["spec"]
@@ -145,7 +147,7 @@ def _baseline(path: Path, reference: str) -> Source:
 
 def _path(path: Path, reference: str, labels: Mapping[str, str]) -> Source:
     if path.is_dir():
-        records = sorted(path.glob("*/*/run*/c*.json"))
+        records = sorted(path.glob("*/*/run*/[cq]*.json"))
         if not records:
             raise BerthError(
                 f"{path}: no points here (PLATFORM/SPEC/runN/cN.json). Name the folder of one experiment, such as "

@@ -102,7 +102,8 @@ def define(
             "dataset": dataset.identity,
             "num_prompts": benchmark.num_prompts,
             "seed": benchmark.seed,
-            "request_rate": benchmark.request_rate,
+            # Where rates are the levels, the definition says so; the rates themselves are no part of it.
+            "request_rate": "swept" if benchmark.request_rates else benchmark.request_rate,
             "temperature": benchmark.temperature,
             "ignore_eos": benchmark.ignore_eos,
             "warm_up_prompts": benchmark.warm_up_prompts,
@@ -111,6 +112,7 @@ def define(
             **({"client_image": _client_image(config, benchmark, platform)} if benchmark.client != DEFAULT else {}),
             # Only where it is so: the ids of all other definitions stay what they were.
             **({"client_nodes": deployment.client_nodes} if deployment.client_nodes else {}),
+            **({"max_concurrency": benchmark.max_concurrency} if benchmark.max_concurrency else {}),
             # Left out where there is none, so that older points keep their definition.
             **({"mode": benchmark.mode} if benchmark.mode else {}),
             **({"seed_per_point": True} if benchmark.seed_per_point else {}),

@@ -8,14 +8,17 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from berth.coordinates import POINT_FILES, level_name, parse_level
 from berth.errors import BerthError
-from berth.record import write_record
+from berth.record import read_record, write_record
+from berth.stopping import Seen, decide
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from berth.coordinates import RunId
+    from berth.coordinates import Level, RunId
+    from berth.stopping import Asked, Decision
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +36,7 @@ class Spool:
 
     @property
     def folder(self) -> Path:
-        """Holds c{N}.json, c{N}.requests.json.gz, leases, the reserve and progress.json."""
+        """Holds c{N}.json or q{RATE}.json, their .requests.json.gz, leases, the reserve and progress.json."""
         return self.results / "spool" / self.run.key
 
     @property
@@ -41,12 +44,12 @@ class Spool:
         """Where a sweep says how it gets on, for `berth.watch`."""
         return self.folder / "progress.json"
 
-    def missing(self, levels: Iterable[int]) -> list[int]:
+    def missing(self, levels: Iterable[Level]) -> list[Level]:
         """The levels that neither results nor the spool hold, in the order given."""
         return [
             level
             for level in levels
-            if not (self.folder / f"c{level}.json").exists()
+            if not (self.folder / f"{level_name(level)}.json").exists()
             and not (self.results / "points" / f"{self.run.point(level).key}.json").exists()
         ]
 
@@ -76,12 +79,12 @@ class Spool:
             if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
                 raise
 
-    def keep(self, level: int, record: dict[str, Any], requests: dict[str, Any]) -> None:
+    def keep(self, level: Level, record: dict[str, Any], requests: dict[str, Any]) -> None:
         """Write the record of a valid point; the reserved space is given back for it."""
         self.release()
-        write_record(self.folder / f"c{level}.json", record, requests)
+        write_record(self.folder / f"{level_name(level)}.json", record, requests)
 
-    def fail(self, level: int, record: dict[str, Any], requests: dict[str, Any] | None) -> None:
+    def fail(self, level: Level, record: dict[str, Any], requests: dict[str, Any] | None) -> None:
         """Write the record of a point that failed into results/failures, where figures and people find it."""
         self.release()
         write_record(self.results / "failures" / f"{self.run.point(level).key}.json", record, requests)
@@ -93,3 +96,25 @@ class Spool:
     @property
     def _reserve(self) -> Path:
         return self.folder / ".reserve"
+
+
+def seen_points(results: Path, run: RunId) -> dict[Level, Seen]:
+    """What the valid points of a run say, from results and from the spool.
+
+    Raises:
+        BerthError: a record is truncated, foreign, or of another point.
+    """
+    seen: dict[Level, Seen] = {}
+    for name in ("spool", "points"):
+        for path in sorted((results / name / run.key).glob(POINT_FILES)):
+            level = parse_level(path.stem)
+            if level is not None:
+                record = read_record(path, key=run.point(level).key)
+                found = record["result"] or {}
+                seen[level] = Seen.of(found.get("output_throughput"), found)
+    return seen
+
+
+def decided(results: Path, run: RunId, asked: Asked, failed: Iterable[Level] = ()) -> Decision:
+    """What belongs to a run, from the points that it has; `failed` have failed in the sweep that asks."""
+    return decide(asked, seen_points(results, run), failed=frozenset(failed))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from berth.columns import PLOTTED
+from berth.columns import PLOTTED, row_level
 from berth.stats import Mean, WelchTest, holm, mean_of, pooled, runs_for, welch
 from berth.variance import Component, Observation, split
 
@@ -22,15 +22,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from berth.analysis import StatisticsSettings
+    from berth.coordinates import Level as Swept
 
 _GROUP = ["source", "experiment", "figure", "platform", "deployment", "spec"]
 
 
 @dataclass(frozen=True)
 class Level:
-    """One point of one definition over its runs; `left_out` tells what does not count, such as "run 2: crashed"."""
+    """One point of one definition over its runs; `left_out` tells what does not count, such as "run 2: crashed".
 
-    concurrency: int
+    `concurrency` is a rate where rates were swept.
+    """
+
+    concurrency: Swept
     numbers: tuple[float, ...]
     mean: Mean | None
     runs_needed: int | None
@@ -64,7 +68,7 @@ class Difference:
 
     first: str
     second: str
-    concurrency: int
+    concurrency: Swept
     runs: tuple[int, int]
     ratio: float
     test: WelchTest
@@ -91,7 +95,7 @@ def measure_spread(rows: pd.DataFrame, settings: StatisticsSettings) -> Spread:
             platform="/".join(str(row[name]) for name in ("platform", "deployment", "spec")),
             host="" if row["host"] is None or row["host"] != row["host"] else str(row["host"]),
             run=str(row["run"]),
-            level=int(row["concurrency"]),
+            level=row_level({str(name): value for name, value in row.items()}),
             value=float(row[metric]),
         )
         for row in valid.astype(object).where(valid.notna(), None).to_dict(orient="records")
@@ -111,7 +115,8 @@ def _groups(rows: pd.DataFrame, settings: StatisticsSettings) -> list[Group]:
     for table, label in zip(tables, _labels(tables), strict=True):
         first = table.iloc[0].fillna("")
         levels = tuple(
-            _level(int(str(concurrency)), at, settings) for concurrency, at in table.groupby("concurrency", sort=True)
+            _level(row_level({str(name): value for name, value in at.iloc[0].items()}), at, settings)
+            for _, at in table.groupby(["concurrency", "request_rate_req_s"], sort=True, dropna=False)
         )
         spreads = [(each.mean.n, each.mean.cv) for each in levels if each.mean and each.mean.cv is not None]
         together = pooled([(n, cv) for n, cv in spreads if cv is not None])
@@ -149,7 +154,7 @@ def _labels(tables: Sequence[pd.DataFrame]) -> list[str]:
     return labels
 
 
-def _level(concurrency: int, at: pd.DataFrame, settings: StatisticsSettings) -> Level:
+def _level(concurrency: Swept, at: pd.DataFrame, settings: StatisticsSettings) -> Level:
     valid = _valid(at, settings.metric)
     values = tuple(float(value) for value in at[valid].sort_values("run")[settings.metric])
     mean = mean_of(values, settings.confidence) if values else None

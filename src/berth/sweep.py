@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from berth.coordinates import RunId
+from berth.coordinates import RunId, level_words
 from berth.errors import BerthError
 from berth.kubelaunch import released
 from berth.launch import Deployed, prepare
@@ -24,12 +24,14 @@ from berth.recording import Instance, failure_of, no_client, point_record, wall_
 from berth.runtime import Host
 from berth.serve import ServerDied
 from berth.signals import announce, terminate_as_exception, uninterrupted
-from berth.spool import Spool
+from berth.spool import Spool, decided
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from berth.coordinates import Level
     from berth.lease import Lease
+    from berth.stopping import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class SweepRequest:
     spec: str
     run: int
     definition: dict[str, Any]
-    levels: list[int]
+    levels: list[Level]
     deployment: dict[str, Any]
     benchmark: dict[str, Any]
     recipe_file: str
@@ -72,6 +74,8 @@ class SweepRequest:
     image_receipt: str = ""
     dataset_receipt: str = ""
     logs: str = ""
+    # Where the sweep decides what is measured: how.
+    asked: Asked | None = None
 
     @property
     def id(self) -> RunId:
@@ -96,13 +100,23 @@ def sweep(request: SweepRequest) -> None:
 
 def _sweep(request: SweepRequest) -> None:
     with leased(request) as (spool, held, token, host):
-        missing = spool.missing(request.levels)
+        missing = _missing(request, spool, set())
         if not missing:
             logger.info("%s: nothing is missing", request.id.key)
             return
         logger.info("%s: %d of %d points are missing", request.id.key, len(missing), len(request.levels))
         with brought_up(request, spool, held, token, host) as deployed:
             _Sweep(request, spool, held, token, deployed).run(missing)
+
+
+def _missing(request: SweepRequest, spool: Spool, failed: set[Level]) -> list[Level]:
+    """The levels that are still to be measured, of those that are this job's."""
+    if request.asked is None:
+        return [level for level in spool.missing(request.levels) if level not in failed]
+    # Levels that the sweep adds are those of whichever job is the last.
+    of_other_jobs = set(request.asked.levels) - set(request.levels)
+    wanted = decided(spool.results, request.id, request.asked, failed).wanted
+    return [level for level in spool.missing(wanted) if level not in failed | of_other_jobs]
 
 
 @contextlib.contextmanager
@@ -162,8 +176,9 @@ class _Sweep:
     deployed: Deployed
     measured_s: float = 0.0
     lost_s: list[float] = field(default_factory=list)
+    failed: set[Level] = field(default_factory=set)
 
-    def run(self, missing: list[int]) -> None:
+    def run(self, missing: list[Level]) -> None:
         progress = SweepProgress(list(missing), file=self.spool.progress)
         started = time.monotonic()
         left = list(missing)
@@ -183,7 +198,7 @@ class _Sweep:
                 if instance <= self.request.restarts:
                     logger.warning("starting the server again (%d of %d)", instance, self.request.restarts)
             else:
-                logger.error("the server died once more; not measured: concurrency %s", ", ".join(map(str, left)))
+                logger.error("the server died once more; not measured: %s", ", ".join(map(level_words, left)))
         except LeaseLost:
             # The reserve and everything else in the spool are the successor's.
             raise
@@ -204,7 +219,7 @@ class _Sweep:
                     lost,
                 )
 
-    def _one_server(self, instance: int, left: list[int], progress: SweepProgress) -> None:
+    def _one_server(self, instance: int, left: list[Level], progress: SweepProgress) -> None:
         """Measure levels, removing each from `left`, until none is left or the server is dead."""
         for attempt in range(1, _PORT_TRIES + 1):
             try:
@@ -223,7 +238,7 @@ class _Sweep:
                 break
 
     @contextlib.contextmanager
-    def _session(self, instance: int, next_level: int) -> Any:
+    def _session(self, instance: int, next_level: Level) -> Any:
         started = time.time()
         with contextlib.ExitStack() as stack:
             try:
@@ -238,7 +253,7 @@ class _Sweep:
                 raise
             yield session
 
-    def _startup_failed(self, error: BerthError, instance: int, started: float, level: int) -> None:
+    def _startup_failed(self, error: BerthError, instance: int, started: float, level: Level) -> None:
         log = self.deployed.log_name(getattr(error, "log_path", self.deployed.server_log))
         record = point_record(
             self.deployed,
@@ -250,7 +265,7 @@ class _Sweep:
         )
         self.spool.fail(level, record, None)
 
-    def _measure(self, session: Session, left: list[int], progress: SweepProgress) -> None:
+    def _measure(self, session: Session, left: list[Level], progress: SweepProgress) -> None:
         while left:
             level = left[0]
             self.spool.reserve(self.request.benchmark["num_prompts"])
@@ -261,7 +276,8 @@ class _Sweep:
             except PointFailed as failed:
                 self.held.check()
                 self.spool.fail(level, failed.record, failed.requests)
-                left.pop(0)
+                self.failed.add(level)
+                self._go_on(left, progress)
                 progress.finish(level, time.monotonic() - started, f"FAILED: {failed.cause}", failed=True)
                 if failed.death is not None:
                     raise failed.death from None
@@ -269,7 +285,17 @@ class _Sweep:
             # A holder that was suspended may have been replaced: its successor measures this point.
             self.held.check()
             self.spool.keep(level, point.record, point.requests)
-            left.pop(0)
+            self._go_on(left, progress)
             self.measured_s += point.client_duration_s
             self.lost_s.append(time.monotonic() - started - point.client_duration_s)
             progress.finish(level, point.client_duration_s, point.told)
+
+    def _go_on(self, left: list[Level], progress: SweepProgress) -> None:
+        """Take the level that has ended off `left`, and where the sweep decides, let it decide on the others."""
+        if self.request.asked is None:
+            left.pop(0)
+            return
+        before, left[:] = left[1:], _missing(self.request, self.spool, self.failed)
+        progress.replan(left)
+        if left != before:
+            logger.info("to be measured now: %s", ", ".join(map(level_words, left)) or "nothing more")

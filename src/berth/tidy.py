@@ -11,13 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS
+from berth.columns import BY_NAME, COLUMNS, POINT_KEY, RESULT_KEYS, row_entry
+from berth.coordinates import level_of
+from berth.decided import decided_rows
 from berth.errors import BerthError
 from berth.frames import arrow_schema, dtype_of, frame
 from berth.fsio import atomic_file
+from berth.goodput import goodput_req_s
 from berth.imported import imported_row
 from berth.mode import mode_of
-from berth.record import read_record, result_value
+from berth.record import read_record, read_requests, result_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,13 +35,17 @@ def tidy_records(
     not_run: Iterable[Mapping[str, Any]] = (),
     platform_labels: Mapping[str, str] | None = None,
     imported: Sequence[Path] = (),
+    *,
+    asked: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
-    """One row per point, sorted by experiment, platform, deployment, spec, run and concurrency.
+    """One row per point, sorted by experiment, platform, deployment, spec, run and level.
 
     A point that has a record is taken from it. One that has none is taken from its failure, and one that has neither
     from `not_run`, whose mappings hold column names and at least the point's coordinates. `platform_labels` are the
     names for people; a platform without one gets its own name with a capital letter. `imported` are points that other
-    tools measured (berth.imported).
+    tools measured (berth.imported). `asked` has, of experiments that say more than their levels, limits on latency
+    (`goodput`, in ms), `levels`, `stop_when` and `refine`. Levels at which a sweep stopped become rows, and those that
+    it added are marked. Without limits, the goodput is that of the client, which knows only limits that it was given.
 
     Raises:
         BerthError: a file is truncated, foreign or of a newer schema, holds text where a number belongs, or is the
@@ -48,7 +55,11 @@ def tidy_records(
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     origin: dict[tuple[Any, ...], Path] = {}
     for path in record_paths:
-        row = _row(path, read_record(path))
+        record = read_record(path)
+        row = _row(path, record)
+        if limits := (asked or {}).get(str(row["experiment"]), {}).get("goodput"):
+            requests = read_requests(path, record) or {}
+            row["request_goodput_req_s"] = goodput_req_s(requests, row["duration_s"], limits)
         key = _key(row)
         if key in origin:
             raise BerthError(
@@ -59,6 +70,8 @@ def tidy_records(
         row = _row(path, read_record(path))
         rows.setdefault(_key(row), row)
     for row in [*map(imported_row, imported), *map(_not_run, not_run)]:
+        rows.setdefault(_key(row), row)
+    for row in decided_rows(rows.values(), asked or {}):
         rows.setdefault(_key(row), row)
     for row in rows.values():
         platform = str(row["platform"])
@@ -110,21 +123,22 @@ def read_tidy(path: Path) -> pd.DataFrame:
     return table
 
 
-_ORDER = ("experiment", "platform", "deployment", "spec", "run", "concurrency")
+_ORDER = ("experiment", "platform", "deployment", "spec", "run", "concurrency", "request_rate_req_s")
 _PANDAS_TYPES = {pa.string(): pd.StringDtype(), pa.int64(): pd.Int64Dtype(), pa.float64(): pd.Float64Dtype()}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in POINT_KEY)
+    return tuple(row.get(name) for name in POINT_KEY)
 
 
 def _where(row: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {row[name]}" for name in POINT_KEY)
+    return ", ".join(f"{name} {row[name]}" for name in POINT_KEY if row.get(name) is not None)
 
 
 def _not_run(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(BY_NAME))
-    missing = [name for name in POINT_KEY if given.get(name) is None]
+    level = () if given.get("request_rate_req_s") is not None else ("concurrency",)
+    missing = [name for name in (*POINT_KEY[:4], *level) if given.get(name) is None]
     if unknown or missing:
         raise BerthError(
             f"A point that was not run is described by columns of docs/tidy.md and needs {', '.join(POINT_KEY)}: "
@@ -160,7 +174,8 @@ def _row(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     used = 0 if per_node == 0 else (tensor * pipeline if tensor is not None and pipeline is not None else None)
     row |= {
         "source": "measured",
-        **{name: point.get(name) for name in ("experiment", "platform", "deployment", "spec", "run", "concurrency")},
+        **{name: point.get(name) for name in ("experiment", "platform", "deployment", "spec", "run")},
+        **row_entry(level_of(point), benchmark.get("max_concurrency")),
         "host": _str(server.get("host")),
         "job_id": _str(server.get("job_id")),
         "server_instance": number("server", server, "instance"),

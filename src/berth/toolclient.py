@@ -20,6 +20,7 @@ from berth._client_launch import ClientFailed
 from berth._client_process import end_group, ended_how, log_size, run_once, start_group
 from berth.bench import bench_argv
 from berth.client import completed_something, warm_up_settings
+from berth.coordinates import level_name
 from berth.diagnose import diagnose
 from berth.fsio import write_text
 from berth.measurement import Measurement, client_section, iso
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from berth._client_launch import Launch
     from berth.bench import BenchSettings
     from berth.clienttool import ClientTool
+    from berth.coordinates import Level
     from berth.vllm_result import Request
 
 logger = logging.getLogger(__name__)
@@ -156,10 +158,10 @@ class ToolClient:
             self._launch.sampler.tail(self._sampled_from),
         )
 
-    def describe(self, settings: BenchSettings, concurrency: int) -> dict[str, Any]:
+    def describe(self, settings: BenchSettings, level: Level) -> dict[str, Any]:
         """The `client` of the record of a point that gave no measurement."""
         del settings
-        folder = self._launch.folder / f"c{concurrency}.client"
+        folder = self._launch.folder / f"{level_name(level)}.client"
         return client_section(self._command(folder), self.mode, self.version, None, None, name=self._launch.tool.name)
 
     def _command(self, folder: Path) -> list[str]:
@@ -168,7 +170,7 @@ class ToolClient:
     def measure(
         self,
         settings: BenchSettings,
-        concurrency: int,
+        level: Level,
         scratch_dir: Path,
         on_progress: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], None] | None = None,
@@ -179,6 +181,8 @@ class ToolClient:
             ClientFailed: no result. The next call starts a new client.
         """
         del scratch_dir
+        # The configuration lets no rates reach a tool.
+        concurrency = int(level)
         started, start = time.perf_counter(), iso(time.time())
         if _key(settings) not in self._samples:
             self.prepare(settings)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from berth.delivered import delivered_fraction, finite_number
+from berth.delivered import delivered_fraction, finite_number, offered_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,6 +19,7 @@ REFUSING = (
     "zero_tokens",
     "short_run",
     "concurrency_not_delivered",
+    "rate_not_offered",
     "server_restarted",
     "engine_died",
     "not_idle",
@@ -33,9 +34,9 @@ class Thresholds:
     """Where doubt begins; docs/validity.md gives the reason of each default.
 
     `max_failed` requests may fail; the client's own duration is at least `min_duration_s`; at least
-    `min_concurrency_fraction` of the concurrency is delivered; the client uses at most `client_bound_cpu` CPU seconds
-    per second, and 99 of 100 wake-ups of its event loop come at most `client_bound_lag_ms` late; it works at
-    most at `client_ceiling_fraction` of what it can do on its node; at most
+    `min_concurrency_fraction` of the concurrency, and `min_rate_fraction` of a swept rate, is delivered; the client
+    uses at most `client_bound_cpu` CPU seconds per second, and 99 of 100 wake-ups of its event loop come at most
+    `client_bound_lag_ms` late; it works at most at `client_ceiling_fraction` of what it can do on its node; at most
     `warm_cache_hit_rate` of the queried tokens come from the prefix cache; at most `max_preemptions` happen; client and
     server differ by at most `token_mismatch_fraction` in output tokens; a clock steps by at most `max_clock_step_s`;
     a point of mode clean waits `idle_wait_s` for a server that has other work.
@@ -44,6 +45,7 @@ class Thresholds:
     max_failed: int = 0
     min_duration_s: float = 2.0
     min_concurrency_fraction: float = 0.9
+    min_rate_fraction: float = 0.9
     client_bound_cpu: float = 0.9
     client_bound_lag_ms: float = 100.0
     client_ceiling_fraction: float = 0.8
@@ -121,7 +123,8 @@ class Observed:
     late its event loop woke, `ceiling_fraction` at which part of its measured ceiling it worked. `clock_step_s` is by
     how much the wall clock of the client's side, `server_clock_step_s` that of the server's, moved against a clock that
     never steps. `busy` is a sentence on a server that did not become idle before the point, and `busy_requests` what
-    was on it. What is None is not judged.
+    was on it. `offered` says that the rate was asked for without a limit on requests in flight. What is None is not
+    judged.
     """
 
     result: Mapping[str, Any]
@@ -132,6 +135,7 @@ class Observed:
     server_metrics: Mapping[str, float | None] | None = None
     restarted: bool = False
     cpu_fraction: float | None = None
+    offered: bool = False
     loop_lag_p99_ms: float | None = None
     ceiling_fraction: float | None = None
     clock_step_s: float | None = None
@@ -192,6 +196,7 @@ def _refusals(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
     if failed is None:
         # A failed request has no latency: what it does to the concurrency is told by its own reason.
         yield from _concurrency_not_delivered(observed, thresholds)
+        yield from _rate_not_offered(observed, thresholds)
 
 
 def _failed_requests(observed: Observed, thresholds: Thresholds) -> Reason | None:
@@ -218,6 +223,15 @@ def _concurrency_not_delivered(observed: Observed, thresholds: Thresholds) -> It
         f"The client kept {fraction * wanted:.1f} requests in flight while it had more to send; {wanted} were asked."
     )
     yield Reason("concurrency_not_delivered", message, fraction, thresholds.min_concurrency_fraction)
+
+
+def _rate_not_offered(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:
+    rate = offered_rate(observed.requests) if observed.offered else None
+    if rate is None or rate >= thresholds.min_rate_fraction * float(observed.request_rate):
+        return
+    fraction = rate / float(observed.request_rate)
+    message = f"The client sent {rate:.3g} requests/s; {float(observed.request_rate):g} were asked."
+    yield Reason("rate_not_offered", message, fraction, thresholds.min_rate_fraction)
 
 
 def _flags(observed: Observed, thresholds: Thresholds) -> Iterator[Reason]:

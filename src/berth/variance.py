@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from berth.coordinates import Level
+
     Matrix = NDArray[np.float64]
 
 _POINT = "point"
@@ -40,7 +42,7 @@ class Observation:
     platform: str
     host: str
     run: str
-    level: int
+    level: Level
     value: float
 
 

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from berth.coordinates import level_words
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from berth.coordinates import Level, Rate
 
 # The published start of Scout, 217,283,738,720 bytes, took 840 s: weights 380 s, image pull 279 s, compilation 40 s,
 # graph capture 36 s; the 105 s that are left over are counted with what does not depend on the model.
@@ -33,14 +36,14 @@ class Estimate:
     """Seconds that a server takes to become warm, and that each point takes; without a margin."""
 
     start_s: float
-    points_s: Mapping[int, float]
+    points_s: Mapping[Level, float]
 
-    def job_s(self, levels: Iterable[int], warn_s: float) -> float:
+    def job_s(self, levels: Iterable[Level], warn_s: float) -> float:
         """Seconds to ask a scheduler for: server and points with a margin, the job's own start, and its warned end."""
         work_s = SAFETY * (self.start_s + sum(self.points_s[level] for level in levels))
         return JOB_START_S + work_s + WARNING_EARLY_S + warn_s
 
-    def job_minutes(self, levels: Iterable[int], warn_s: float) -> int:
+    def job_minutes(self, levels: Iterable[Level], warn_s: float) -> int:
         """The same in whole minutes, which is what schedulers count in."""
         return math.ceil(self.job_s(levels, warn_s) / 60)
 
@@ -73,6 +76,17 @@ def point_seconds(
     return points
 
 
+def rate_seconds(
+    rates: Iterable[Rate], num_prompts: int, measured_s: Mapping[Level, float], curve_s: Mapping[int, float]
+) -> dict[Level, float]:
+    """Seconds of each rate: as measured before; else until all prompts are sent, and no less than a full server takes.
+
+    The highest level of the curve says how long that is.
+    """
+    full_s = curve_s[max(curve_s)]
+    return {rate: measured_s.get(rate, max(num_prompts / rate + POINT_OVERHEAD_S, full_s)) for rate in rates}
+
+
 def interpolated(level: int, curve_s: Mapping[int, float]) -> float:
     """Seconds at a level of a curve, between its levels on logarithmic axes.
 
@@ -92,8 +106,8 @@ def interpolated(level: int, curve_s: Mapping[int, float]) -> float:
 
 
 def split(
-    estimate: Estimate, levels: Sequence[int], *, max_minutes: int | None, warn_s: float, where: str, key: str
-) -> list[list[int]]:
+    estimate: Estimate, levels: Sequence[Level], *, max_minutes: int | None, warn_s: float, where: str, key: str
+) -> list[list[Level]]:
     """The levels in as few jobs as fit into `max_minutes`, in their order; one job where there is no limit.
 
     `where` names the run and `key` the setting in the error.
@@ -103,16 +117,16 @@ def split(
     """
     if max_minutes is None:
         return [list(levels)] if levels else []
-    parts: list[list[int]] = []
+    parts: list[list[Level]] = []
     for level in levels:
         alone = estimate.job_minutes([level], warn_s)
         if alone > max_minutes:
             raise BerthError(
-                f"{key}: {max_minutes} minutes are too short for {where} at concurrency {level}: the start of the "
+                f"{key}: {max_minutes} minutes are too short for {where} at {level_words(level)}: the start of the "
                 f"server ({estimate.start_s / 60:.1f} min) and this point ({estimate.points_s[level] / 60:.1f} min), "
                 f"times {SAFETY:g} for safety, with {JOB_START_S:g} s before and {warn_s + WARNING_EARLY_S:g} s of "
                 f"warning after, need {alone} minutes. Raise it if the site allows longer jobs, take another "
-                "partition, or measure fewer prompts or no such low concurrency."
+                "partition, or measure fewer prompts or no such low level."
             )
         if parts and estimate.job_minutes([*parts[-1], level], warn_s) <= max_minutes:
             parts[-1].append(level)

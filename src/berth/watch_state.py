@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from berth import leasefiles
-from berth.coordinates import RunId, parse_point
+from berth.coordinates import RunId, level_of, parse_point
 from berth.errors import BerthError
 from berth.holder import Identity
 from berth.progress import Standing, read_standing
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from berth.coordinates import Level
     from berth.holder import Holder
 
 # The default of sweep.lease_stale_s: a holder elsewhere that was silent for so long may be dead.
@@ -30,7 +31,7 @@ _TAIL_BYTES = 16 * 1024
 class PointSeen:
     """A point that has ended: its output tokens per second where it has them, its reason codes, and why it failed."""
 
-    concurrency: int
+    level: Level
     rate_tok_s: float | None
     codes: tuple[str, ...]
     failure: str
@@ -70,7 +71,7 @@ class RunSeen:
         return self.standing.state if self.standing else "starting"
 
     @property
-    def waiting(self) -> tuple[int, ...]:
+    def waiting(self) -> tuple[Level, ...]:
         """The levels that the sweep has still to begin."""
         if self.standing is None:
             return ()
@@ -105,16 +106,16 @@ class Watched:
         seen = [self._run(run, {**spooled.get(run, {}), **points.get(run, {})}, failures.get(run, {})) for run in runs]
         return sorted(seen, key=lambda each: (not each.active, each.run))
 
-    def _by_run(self, name: str) -> dict[RunId, dict[int, Path]]:
-        found: dict[RunId, dict[int, Path]] = {}
+    def _by_run(self, name: str) -> dict[RunId, dict[Level, Path]]:
+        found: dict[RunId, dict[Level, Path]] = {}
         folder = self.results / name
-        for path in folder.glob("*/*/*/run*/c*.json"):
+        for path in folder.glob("*/*/*/run*/[cq]*.json"):
             point = parse_point(path.relative_to(folder).as_posix().removesuffix(".json"))
             if point is not None:
-                found.setdefault(point.run, {})[point.concurrency] = path
+                found.setdefault(point.run, {})[point.level] = path
         return found
 
-    def _run(self, run: RunId, done: dict[int, Path], failures: dict[int, Path]) -> RunSeen:
+    def _run(self, run: RunId, done: dict[Level, Path], failures: dict[Level, Path]) -> RunSeen:
         spool = Spool(self.results, run)
         holder, alive, silent_s = _lease(spool.folder)
         standing = read_standing(spool.progress) if holder is not None else None
@@ -162,7 +163,7 @@ def _read_point(path: Path) -> PointSeen | None:
         rate = (record.get("result") or {}).get("output_throughput")
         why = f"{failure['kind']}: {failure['cause']}" if failure else ""
         rate_tok_s = float(rate) if isinstance(rate, int | float) else None
-        return PointSeen(int(record["point"]["concurrency"]), rate_tok_s, codes, why)
+        return PointSeen(level_of(record["point"]), rate_tok_s, codes, why)
     return None
 
 

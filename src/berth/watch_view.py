@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from berth.coordinates import level_words
 from berth.progress import span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from berth.coordinates import Level
     from berth.watch_state import PointSeen, RunSeen
 
 _LEAST_WIDTH = 24
@@ -146,7 +148,7 @@ def _running(seen: RunSeen, now_s: float, style: Style) -> list[str]:
     if standing is None:
         raise AssertionError("only a sweep that tells how it gets on has a running point")
     elapsed_s = max(0.0, now_s - standing.level_since_s)
-    text = f"concurrency {standing.level}"
+    text = level_words(standing.level)
     if standing.total:
         part = standing.completed / standing.total
         bar = f" {style.bar(part, 20)}" if style.width >= 100 else ""
@@ -162,21 +164,21 @@ def _ended(seen: RunSeen, style: Style) -> list[str]:
     lines = []
     if seen.done:
         lines += style.lines("done", "  ".join(_point(point) for point in seen.done))
-    flags: dict[str, list[int]] = {}
+    flags: dict[str, list[Level]] = {}
     for point in seen.done:
         for code in point.codes:
-            flags.setdefault(code, []).append(point.concurrency)
+            flags.setdefault(code, []).append(point.level)
     for code, levels in flags.items():
         lines += style.lines("flagged", f"{code} at {', '.join(map(str, levels))}", "yellow")
     for point in seen.failed:
-        lines += style.lines("failed", f"{point.concurrency}: {_short(point)}", "red")
+        lines += style.lines("failed", f"{point.level}: {_short(point)}", "red")
     return lines
 
 
 def _point(point: PointSeen) -> str:
     rate = "no rate" if point.rate_tok_s is None else f"{point.rate_tok_s:.4g} tok/s"
     # No line break between a level and its rate.
-    return f"{point.concurrency}:\u00a0{rate}".replace(" ", "\u00a0")
+    return f"{point.level}:\u00a0{rate}".replace(" ", "\u00a0")
 
 
 def _short(point: PointSeen) -> str:

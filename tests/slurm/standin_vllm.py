@@ -84,7 +84,9 @@ def serve(given: dict[str, str]) -> None:
 
 
 def bench(given: dict[str, str]) -> None:
-    concurrency, prompts = int(given["max-concurrency"]), int(given["num-prompts"])
+    prompts = int(given["num-prompts"])
+    # A sweep over request rates has no limit.
+    concurrency = int(given.get("max-concurrency", prompts))
     folder = Path(given["result-dir"])
     run = run_of(folder)
     begin = time.monotonic()

@@ -31,6 +31,11 @@ def closed_loop(concurrency: int, latencies: list[float], pause_s: float = 0.0) 
     return {"start_times": starts, "latencies": latencies, "duration": max(ends)}
 
 
+def sent(count: int, *, rate: float) -> dict[str, Any]:
+    """What the client wrote of requests that it sent one after the other, the first one gap after its start."""
+    return {"start_times": [number / rate for number in range(1, count + 1)], "latencies": [0.5] * count}
+
+
 def observed(concurrency: int = 4, **changes: Any) -> Observed:
     """A healthy point of 100 requests, with changes."""
     timings = closed_loop(concurrency, [0.5 + 0.01 * (index % 40) for index in range(100)])
@@ -79,6 +84,7 @@ def test_a_healthy_point_is_accepted() -> None:
         ({"result": {"duration": math.nan}}, "short_run"),
         ({"restarted": True}, "server_restarted"),
         ({"requests": closed_loop(4, [0.5] * 100, pause_s=0.2)}, "concurrency_not_delivered"),
+        ({"requests": sent(100, rate=7), "request_rate": 8.0, "offered": True}, "rate_not_offered"),
         ({"busy": "The server has other work."}, "not_idle"),
     ],
 )
@@ -229,3 +235,10 @@ def test_docs_and_code_list_the_same_codes_and_thresholds() -> None:
     told = {name: float(value) for _, _, cell in rows for name, value in re.findall(r"`(\w+)`: ([0-9.]+)", cell)}
     defaults = dataclasses.asdict(Thresholds())
     assert told == {name: value for name, value in defaults.items() if name not in _IN_WORDS}
+
+
+@pytest.mark.parametrize(("rate", "offered", "verdict"), [(7.5, True, "accepted"), (4, False, "accepted")])
+def test_a_rate_counts_where_nothing_holds_requests_back(rate: float, offered: bool, verdict: str) -> None:
+    """A tenth below the rate is let pass; with a limit on requests in flight, the rate is not judged at all."""
+    seen = observed(requests=sent(100, rate=rate), request_rate=8.0, offered=offered)
+    assert codes(seen)[0] == verdict

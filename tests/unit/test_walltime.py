@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from berth import parts
+from berth.coordinates import Rate
 from berth.errors import BerthError
 from berth.prediction import estimate
 from berth.walltime import SAFETY, Estimate, from_throughput, interpolated, point_seconds, split, start_s
@@ -145,6 +147,15 @@ def test_point_that_fits_no_job_is_one_clear_error() -> None:
 def test_part_in_a_path_says_its_levels_and_what_is_before_it() -> None:
     """The text of each job names its own range last, and the text of the job before is what stands before it."""
     told = parts.texts([[1, 2], [8], [16, 32, 64]])
-    assert told == ["1-2", "1-2.8-8", "1-2.8-8.16-64"]
+    assert told == ["c1-2", "c1-2.8-8", "c1-2.8-8.16-64"]
     assert [parts.levels_of(text, [1, 2, 8, 16, 32, 64]) for text in told] == [[1, 2], [8], [16, 32, 64]]
     assert [parts.before(text) for text in told] == ["", *told[:-1]]
+
+
+def test_part_of_a_sweep_over_rates_has_no_point_in_its_numbers() -> None:
+    """The point separates jobs, so that the decimal point of a rate is written otherwise, and read again."""
+    rates = [Rate(0.5), Rate(1), Rate(2.25)]
+    told = parts.texts([rates[:2], rates[2:]])
+    assert told == ["q0_5-1", "q0_5-1.2_25-2_25"]
+    assert all(re.fullmatch(parts.PATTERN, text) for text in told)
+    assert [parts.levels_of(text, rates) for text in told] == [rates[:2], rates[2:]]

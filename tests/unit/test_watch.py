@@ -196,9 +196,9 @@ def test_accepted_point_counts_once(sweep: tuple[Spool, SweepProgress]) -> None:
     spool.fail(1, record(1, 1, **crashed("before")), None)
     spool.fail(16, record(1, 16, **crashed("before")), None)
     seen = look(spool)
-    assert [point.concurrency for point in seen.done] == [1, 2]
+    assert [point.level for point in seen.done] == [1, 2]
     # 16 is measured again by this very sweep.
-    assert [point.concurrency for point in seen.failed] == [4]
+    assert [point.level for point in seen.failed] == [4]
 
 
 def test_files_that_cannot_be_read_are_left_out(sweep: tuple[Spool, SweepProgress]) -> None:

@@ -2,10 +2,11 @@
 # the site's longest job); each point is then checked and moved into results on its own.
 #
 # Inputs:  the receipts of model, image and dataset
-# Outputs: results/points/{experiment}/{platform}/{spec}/run{run}/c{concurrency}.json
+# Outputs: results/points/{experiment}/{platform}/{spec}/run{run}/{level}.json
 
 
 localrules:
+    levels,
     point,
 
 
@@ -14,10 +15,10 @@ rule sweep:
         unpack(sweep_inputs),
     output:
         marker=temp(
-            f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.c{{part}}.done"
+            f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.{{part}}.done"
         ),
     log:
-        f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.c{{part}}.log",
+        f"{RESULTS}/logs/sweep/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.{{part}}.log",
     conda:
         "../../environment.yml"
     # A server takes the whole machine where no scheduler gives it one: on the local platform, and where a person runs
@@ -31,6 +32,24 @@ rule sweep:
         "../scripts/sweep.py"
 
 
+# What a sweep that stops early or refines has decided: a file with the levels whose points are to be accepted. Only
+# then are the points known that the workflow asks for.
+checkpoint levels:
+    input:
+        sweeps_of,
+    output:
+        f"{RESULTS}/sweeps/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.levels.json",
+    log:
+        f"{RESULTS}/logs/levels/{{experiment}}/{{platform}}/{{spec}}/run{{run}}.attempt{{attempt}}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        results=lambda w: RESULTS,
+        asked=lambda w: PLAN.at(key_of(w)).benchmark.asked,
+    script:
+        "../scripts/levels.py"
+
+
 rule point:
     input:
         marker_of,
@@ -38,7 +57,7 @@ rule point:
         record=f"{POINT}.json",
         requests=f"{POINT}.requests.json.gz",
     log:
-        f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}.log",
+        f"{RESULTS}/logs/point/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/{{level}}.log",
     wildcard_constraints:
         # Only a missing point can be made. One that exists is a source file: nothing can make it run again.
         experiment=PLAN.only_missing,

@@ -3,6 +3,7 @@
 # Every job reads this file twice, so that what only some calls need (pandas, matplotlib, boto3: half of the time that a
 # Snakemake of Berth takes to start) is imported where it is needed.
 
+import json
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from snakemake.exceptions import WorkflowError
 
 from berth.accept import end_run
 from berth.config import Deployment, Network
-from berth.coordinates import RunId
+from berth.coordinates import LEVEL_PATTERN, RunId, parse_level
 from berth.errors import BerthError
 from berth.network import own_env
 from berth.parse import load_config
@@ -46,9 +47,7 @@ RESULTS = BERTH.results
 ASKED = set()
 # Names become folders, so they hold no slash.
 NAME = r"[^/]+"
-POINT = (
-    f"{RESULTS}/points/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/c{{concurrency}}"
-)
+POINT = f"{RESULTS}/points/{{experiment}}/{{platform}}/{{spec}}/run{{run}}/{{level}}"
 
 
 wildcard_constraints:
@@ -60,7 +59,7 @@ wildcard_constraints:
     kind=NAME,
     spec=r"[0-9a-f]{10}",
     run=r"[0-9]+",
-    concurrency=r"[0-9]+",
+    level=LEVEL_PATTERN,
     attempt=r"[0-9]+",
     part=PART,
 
@@ -186,16 +185,68 @@ def measurable(files, drawn=False):
     return wanted
 
 
+def decision_files(experiment=""):
+    """What the sweeps of open runs decide; asked for by name, so that these do not wait for one another."""
+    return [
+        PLAN.jobs.decision_file(key)
+        for key in PLAN.open_runs
+        if not experiment or key.startswith(f"{experiment}/")
+    ]
+
+
+def decided_points(wildcards=None, experiment=""):
+    """The points of open runs, known once their sweeps have ended.
+
+    An input of its own wherever it stands: until then Snakemake knows nothing of all that one function returns.
+    """
+    found = []
+    for key in PLAN.open_runs:
+        if experiment and not key.startswith(f"{experiment}/"):
+            continue
+        names = ("experiment", "platform", "spec", "run")
+        where = dict(zip(names, key.split("/")))
+        where["run"] = where["run"].removeprefix("run")
+        decided = checkpoints.levels.get(**where, attempt=PLAN.attempts.get(key, 1))
+        levels = json.loads(Path(decided.output[0]).read_text())["levels"]
+        found += [f"{key}/{level}" for level in levels]
+    return point_files(found)
+
+
+@cache
+def _sweeps_of(key, attempt):
+    there = sorted(Path(f"{RESULTS}/sweeps").glob(f"{key}.attempt{attempt}.*.done"))
+    return [str(path) for path in there] or PLAN.jobs.markers(key, attempt)
+
+
+def sweeps_of(w):
+    """The markers of the jobs that measure an open run, as they were when this was first asked.
+
+    The job itself reads this file again when these have ended, and other levels are missing then.
+    """
+    return _sweeps_of(key_of(w), int(w.attempt))
+
+
 def measured_first(reference):
     """An input function for what looks at one experiment: its points that are missing here; nothing for a file."""
     runs = {f"run{number}" for number in BERTH.only_runs}
     keys = [
         key
-        for key in PLAN.missing
+        for key in PLAN.targets
         if key.startswith(f"{reference}/")
         and (not runs or key.rsplit("/", 2)[1] in runs)
     ]
-    return measurable(point_files(keys)) if keys else []
+    # Runs that decide for themselves come whole.
+    openly = decision_files(reference)
+    return measurable(point_files(keys) + openly) if keys or openly else []
+
+
+def decided_first(reference):
+    """An input function beside that of measured_first: the points of one experiment that its sweeps decide on."""
+    return (
+        partial(decided_points, experiment=reference)
+        if decision_files(reference)
+        else []
+    )
 
 
 def key_of(w):
@@ -206,7 +257,7 @@ def key_of(w):
 def marker_of(w):
     """The marker of the sweep that measures a point; none for a point that waits in the spool."""
     try:
-        return PLAN.jobs.marker(key_of(w), int(w.concurrency))
+        return PLAN.jobs.marker(key_of(w), parse_level(w.level))
     except BerthError as error:
         raise WorkflowError(str(error)) from None
 

@@ -18,6 +18,7 @@ localrules:
 rule compare:
     input:
         measured_first(BERTH.experiment),
+        decided_first(BERTH.experiment),
     log:
         f"{RESULTS}/logs/compare.log",
     conda:
@@ -31,6 +32,7 @@ rule compare:
 rule baseline:
     input:
         measured_first(BERTH.experiment),
+        decided_first(BERTH.experiment),
     log:
         f"{RESULTS}/logs/baseline.log",
     conda:
@@ -44,6 +46,7 @@ rule baseline:
 rule statistics:
     input:
         measured_first(BERTH.experiment),
+        decided_first(BERTH.experiment),
     log:
         f"{RESULTS}/logs/statistics.log",
     conda:

@@ -11,7 +11,8 @@ localrules:
 
 rule tidy:
     input:
-        points=point_files(PLAN.existing | PLAN.missing),
+        points=point_files(PLAN.existing | PLAN.targets),
+        decided=decided_points,
         imported=imported_files(),
     output:
         parquet=report(
@@ -32,6 +33,7 @@ rule tidy:
         failures=[f"{RESULTS}/failures/{key}.json" for key in PLAN.failures],
         not_run=PLAN.not_run,
         labels={name: platform.label for name, platform in BERTH.platforms.items()},
+        asked=PLAN.asked,
     script:
         "../scripts/tidy.py"
 
@@ -57,6 +59,7 @@ rule figure:
         drawings=1,
     params:
         title=lambda w: BERTH.experiments[w.experiment].title,
+        note=lambda w: PLAN.note_of(w.experiment, w.kind),
         published=lambda w: PLAN.published_of(w.experiment, w.kind),
         published_dir=BERTH.published_dir,
     script:

@@ -13,7 +13,8 @@ localrules:
 
 rule provenance:
     input:
-        points=point_files(PLAN.existing | PLAN.missing),
+        points=point_files(PLAN.existing | PLAN.targets),
+        decided=decided_points,
     output:
         f"{RESULTS}/tidy/provenance.json",
     log:

@@ -9,5 +9,6 @@ with script(snakemake.log[0]):
         experiment=snakemake.wildcards.experiment,
         kind=snakemake.wildcards.kind,
         title=snakemake.params.title,
+        note=snakemake.params.note,
         outputs=list(snakemake.output),
     )

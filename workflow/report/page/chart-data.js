@@ -5,6 +5,12 @@ const DASHES = ["", "7 4", "9 3 2 3", "2 3", "9 3 2 3 2 3", "2 6"];
 // Above this many curves they are told apart by platform only, as in the figures of the table.
 const MANY = 12;
 
+// What may stand below a figure as the level of a curve's points: its words, and those of one level.
+const AXES = {
+  concurrency: { words: "Maximum request concurrency", level: (level) => `Concurrency ${level}` },
+  request_rate_req_s: { words: "Request rate (requests/s)", level: (level) => `${level} requests/s` },
+};
+
 function svg(name, attributes, parent, text) {
   const node = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);

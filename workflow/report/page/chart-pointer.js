@@ -78,10 +78,10 @@ class LiveChart extends Chart {
   near(x, y) {
     let best = null;
     let least = Infinity;
-    const over = this.panel.x === "concurrency";
+    const over = this.panel.x in AXES;
     for (const point of this.visible()) {
       const [dx, dy] = [this.x(point.x) - x, this.y(point.y) - y];
-      // Over concurrency the level under the pointer counts first.
+      // Over levels the one under the pointer counts first.
       const far = over ? Math.abs(dx) * 1000 + Math.abs(dy) : Math.hypot(dx, dy);
       if (far < least) [best, least] = [point, far];
     }
@@ -97,7 +97,7 @@ class LiveChart extends Chart {
   show(point) {
     this.focus = point;
     const [x, y] = [this.x(point.x), this.y(point.y)];
-    const over = this.panel.x === "concurrency";
+    const over = this.panel.x in AXES;
     this.over.replaceChildren();
     if (over) svg("line", { x1: x, x2: x, y1: this.top, y2: this.top + this.high, class: "rule" }, this.over);
     svg("circle", { cx: x, cy: y, r: 7, class: "halo" }, this.over);
@@ -105,7 +105,7 @@ class LiveChart extends Chart {
     same.sort((a, b) => b.y - a.y);
     const first = Math.max(0, Math.min(same.indexOf(point) - 4, same.length - 10));
     const rows = same.slice(first, first + 10).map((other) => this.tipRow(other, other === point));
-    const head = element("b", {}, `Concurrency ${point.level}`);
+    const head = element("b", {}, AXES[point.curve.axis].level(point.level));
     this.tip.replaceChildren(head, element("table", {}, element("tbody", {}, ...rows)));
     if (same.length > rows.length) this.tip.append(element("small", {}, `and ${same.length - rows.length} more`));
     this.tip.hidden = false;
@@ -122,7 +122,7 @@ class LiveChart extends Chart {
     const row = point.curve.rows[point.place];
     const codes = this.experiment.word(row, "reason_codes");
     const values = [element("td", { class: "n" }, `${numberText(point.y)} ${unit}`)];
-    if (this.panel.x !== "concurrency") values.push(element("td", { class: "n" }, `at ${numberText(point.x)} ms`));
+    if (!(this.panel.x in AXES)) values.push(element("td", { class: "n" }, `at ${numberText(point.x)} ms`));
     const name = element("td", {}, sample, point.curve.label);
     if (codes) name.append(element("small", {}, ` ${codes.replaceAll(";", ", ")}`));
     return element("tr", near ? { class: "near" } : {}, name, ...values);
@@ -152,6 +152,6 @@ class LiveChart extends Chart {
     }
     this.show(next);
     const unit = (this.experiment.columns[this.panel.column] || {}).unit || "";
-    document.getElementById("said").textContent = `${next.curve.label}, concurrency ${next.level}: ${numberText(next.y)} ${unit}`;
+    document.getElementById("said").textContent = `${next.curve.label}, ${AXES[next.curve.axis].level(next.level).toLowerCase()}: ${numberText(next.y)} ${unit}`;
   }
 }

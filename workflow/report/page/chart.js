@@ -15,14 +15,23 @@ class Chart {
     this.build();
   }
 
+  // A curve over rates has no place over concurrency, and the other way round.
+  belongs(curve, panel = this.panel) {
+    return !(panel.x in AXES) || curve.axis === panel.x;
+  }
+
+  shows(curve) {
+    return !this.experiment.hidden.has(curve) && this.belongs(curve);
+  }
+
   // Every drawn value of a panel; hidden curves too if asked.
   points(panel, all) {
     const found = [];
     for (const curve of this.experiment.curves) {
-      if (!all && this.experiment.hidden.has(curve)) continue;
+      if ((!all && this.experiment.hidden.has(curve)) || !this.belongs(curve, panel)) continue;
       curve.levels.forEach((level, place) => {
         const y = this.experiment.value(curve, place, panel.column);
-        const x = panel.x === "concurrency" ? level : this.experiment.value(curve, place, panel.x);
+        const x = panel.x in AXES ? level : this.experiment.value(curve, place, panel.x);
         if (x !== null && y !== null && (!this.kind.log || y > 0) && x > 0) found.push({ curve, place, level, x, y });
       });
     }
@@ -67,7 +76,7 @@ class Chart {
 
   fullView() {
     const points = this.points(this.panel, false);
-    const over = this.panel.x === "concurrency";
+    const over = this.panel.x in AXES;
     const levels = this.levels();
     const xs = over ? levels : points.map((point) => point.x);
     const ys = points.map((point) => point.y);
@@ -84,7 +93,7 @@ class Chart {
 
   levels() {
     const seen = new Set();
-    for (const curve of this.experiment.curves) if (!this.experiment.hidden.has(curve)) curve.levels.forEach((level) => seen.add(level));
+    for (const curve of this.experiment.curves) if (this.shows(curve)) curve.levels.forEach((level) => seen.add(level));
     return [...seen].sort((a, b) => a - b);
   }
 
@@ -138,8 +147,8 @@ class Chart {
     this.drawAxes(image, ticksY);
     // A nested svg clips what zooming has moved outside, with room for half a marker.
     this.pane = svg("svg", { x: this.left - 6, y: this.top - 6, width: this.inner + 12, height: this.high + 12, viewBox: `${this.left - 6} ${this.top - 6} ${this.inner + 12} ${this.high + 12}` }, image);
-    for (const curve of this.experiment.curves) if (!this.experiment.hidden.has(curve)) this.drawCurve(curve);
-    if (this.panel.x === "concurrency") this.drawMarks();
+    for (const curve of this.experiment.curves) if (this.shows(curve)) this.drawCurve(curve);
+    if (this.panel.x in AXES) this.drawMarks();
     if (!this.drawn.length) svg("text", { x: this.left + this.inner / 2, y: this.top + this.high / 2, "text-anchor": "middle", class: "empty" }, image, this.experiment.curves.length ? "not measured" : "no points yet");
     this.over = svg("g", {}, image);
     this.stage.replaceChildren(image, this.tip);
@@ -156,7 +165,7 @@ class Chart {
       svg("text", { x: this.left - 7, y: y + 4, "text-anchor": "end" }, image, tickText(tick));
     }
     const [low, high] = this.shown.x.map((each) => fromAxis(each, this.baseX));
-    const over = this.panel.x === "concurrency";
+    const over = this.panel.x in AXES;
     const ticksX = over ? levelTicks(this.levels(), low, high, this.inner / 38) : logTicks(low, high, this.inner / 50);
     for (const tick of ticksX) {
       const x = this.x(tick);
@@ -165,7 +174,7 @@ class Chart {
     }
     svg("line", { x1: this.left, x2: right, y1: bottom, y2: bottom, class: "frame" }, image);
     svg("line", { x1: this.left, x2: this.left, y1: this.top, y2: bottom, class: "frame" }, image);
-    const words = over ? "Maximum request concurrency" : `Median ${(this.panel.x.split("_")[1] || "").toUpperCase()} (ms)`;
+    const words = over ? AXES[this.panel.x].words : `Median ${(this.panel.x.split("_")[1] || "").toUpperCase()} (ms)`;
     svg("text", { x: this.left + this.inner / 2, y: this.height - 6, "text-anchor": "middle", class: "axis-title" }, image, words);
   }
 
@@ -177,8 +186,10 @@ class Chart {
     let hollow = "";
     let pen = "M";
     curve.levels.forEach((level, place) => {
+      // Another run has added this level for itself: the pen stays down.
+      if (curve.skipped[place]) return;
       const y = this.experiment.value(curve, place, this.panel.column);
-      const x = this.panel.x === "concurrency" ? level : this.experiment.value(curve, place, this.panel.x);
+      const x = this.panel.x in AXES ? level : this.experiment.value(curve, place, this.panel.x);
       if (x === null || y === null || !(x > 0) || (this.kind.log && !(y > 0))) {
         pen = "M";
         return;
@@ -200,10 +211,10 @@ class Chart {
     const stacked = new Map();
     const written = new Map();
     for (const curve of this.experiment.curves) {
-      if (this.experiment.hidden.has(curve)) continue;
+      if (!this.shows(curve)) continue;
       const colour = this.experiment.colour(curve);
       const own = this.drawn.filter((point) => point.curve === curve);
-      for (const [place, text, crashed] of curve.marks) {
+      for (const [place, text, crashed, leftOut] of curve.marks) {
         const before = own.filter((point) => point.place < place).pop();
         const raw = this.experiment.raw(curve, place, this.panel.column);
         const x = this.x(curve.levels[place]);
@@ -211,7 +222,7 @@ class Chart {
         let y = bottom;
         if (crashed) y = this.kind.log ? (before ? this.y(before.y) : bottom) : raw === null ? bottom : this.y(raw);
         if (crashed && before) svg("path", { d: `M${this.x(before.x)},${this.y(before.y)}L${x},${y}`, class: `fallen ${colour}` }, this.pane);
-        svg("path", { d: `M${x - 4},${y - 4}l8,8m0,-8l-8,8`, class: `mark ${colour}` }, this.pane);
+        if (!leftOut) svg("path", { d: `M${x - 4},${y - 4}l8,8m0,-8l-8,8`, class: `mark ${colour}` }, this.pane);
         const key = `${curve.levels[place]} ${Math.round(y)} ${text}`;
         const same = written.get(key);
         if (same) {
@@ -230,7 +241,7 @@ class Chart {
 
   drawLegend() {
     const valued = new Set(this.points(this.panel, true).map((point) => point.curve));
-    const entries = this.experiment.entries().filter((entry) => entry.curves.some((curve) => curve.marks.length || valued.has(curve)));
+    const entries = this.experiment.entries().filter((entry) => entry.curves.some((curve) => valued.has(curve) || (curve.marks.length && this.belongs(curve))));
     const items = entries.map((entry) => {
       const [first] = entry.curves;
       const shown = entry.curves.some((curve) => !this.experiment.hidden.has(curve));

@@ -91,7 +91,7 @@ class Table {
   cell(column, row) {
     const value = this.raw(column, row);
     if (!column.text) {
-      const plain = ["run", "concurrency"].includes(column.name);
+      const plain = ["run", "concurrency", "request_rate_req_s"].includes(column.name);
       return element("td", { class: "n" }, value === null ? "" : plain ? String(value) : numberText(value));
     }
     const loud = { flagged: "flagged-cell", failed: "bad-cell", crashed: "bad-cell", refused: "bad-cell" };
