@@ -22,7 +22,6 @@ REAL = (
         "test_nodes_vllm",
         "test_slurm_vllm",
         "test_litellm",
-        "test_air_gap",
         "test_sweep_apptainer::test_the_real_vllm",
         "test_recipe_vllm",
         "test_access_vllm",
@@ -34,7 +33,9 @@ REAL = (
         "test_cluster_failures",
     ),
     (
+        # These share one measured workspace.
         "test_only_missing",
+        "test_air_gap",
         "test_custody_rule",
         "test_faults_server",
         "test_serve_vllm",

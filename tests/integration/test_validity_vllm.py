@@ -49,18 +49,17 @@ FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 START_S = 200
 # Nothing here lasts two seconds: what a test does not provoke must not be a reason.
 EASY = {"min_duration_s": 0.0, "client_bound_cpu": 9.0, "client_bound_lag_ms": 1e6, "warm_cache_hit_rate": 1.0}
-# A thread that computes as long as a file is there, in the client's own process: it holds Python's lock. Where it may,
-# it goes before what else this machine does, so that other work does not hide it.
+# A thread that computes as long as a file is there, in the client's own process: it holds Python's lock. It waits for
+# an event because time.sleep() fails under libfaketime.
 BURN = """
-import contextlib, os, threading, time
+import os, threading
 def burn():
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -15)
+    never = threading.Event()
     while True:
         if os.path.exists(os.environ["BERTH_TEST_BURN"]):
             sum(range(50000))
         else:
-            time.sleep(0.02)
+            never.wait(0.02)
 threading.Thread(target=burn, daemon=True).start()
 """
 
@@ -379,13 +378,15 @@ def test_a_busy_server_is_waited_for_and_then_the_clean_point_is_refused(real: R
 
 def test_a_client_that_computes_is_client_bound(real: Real) -> None:
     """A thread in the client's process takes its CPU and Python's lock."""
+    # On a machine with other work a busy thread gets less than a core: what counts is what it adds.
+    idle = real.point(2)["client"]["cpu_fraction"]
     (real.folder / "burn").touch()
     try:
-        record = real.point(2, validity={"client_bound_cpu": 0.25})
+        record = real.point(2, validity={"client_bound_cpu": idle + 0.05})
     finally:
         (real.folder / "burn").unlink()
     assert codes(record) == ["client_bound"]
-    assert record["client"]["cpu_fraction"] > 0.25
+    assert record["client"]["cpu_fraction"] > idle + 0.05
 
 
 def test_a_client_that_gets_no_cpu_is_client_bound(real: Real) -> None:

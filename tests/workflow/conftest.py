@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from behind_gap import run_behind_gap, why_not
 from leaks import SECRETS, Watch
 from shared_starts import share_starts
 from workspace import Workspace
@@ -16,6 +17,8 @@ from berth.pins import default_lock_file
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from behind_gap import Gap
 
 
 @pytest.fixture(scope="session")
@@ -38,13 +41,29 @@ def watch(tmp_path_factory: pytest.TempPathFactory) -> Watch:
 
 
 @pytest.fixture(scope="session")
-def measured(image: None, watch: Watch) -> Workspace:
-    """A workspace whose experiment is complete: three points of one run, made with secrets in the environment."""
+def made(image: None, watch: Watch) -> tuple[Workspace, Gap | None]:
+    """A workspace in which everything was done once, behind an air gap where there can be one; and what was seen."""
     workspace = Workspace.create(watch.folder)
     share_starts(workspace.path / "results/scratch")
     with watch:
-        workspace.run(**SECRETS)
-    return workspace
+        if why_not():
+            workspace.run(**SECRETS)
+            return workspace, None
+        gap = run_behind_gap(workspace, **SECRETS)
+    assert gap.seen["code"] == 0, gap.seen["output"][-8000:]
+    return workspace, gap
+
+
+@pytest.fixture(scope="session")
+def measured(made: tuple[Workspace, Gap | None]) -> Workspace:
+    """A workspace whose experiment is complete: three points of one run, made with secrets in the environment."""
+    return made[0]
+
+
+@pytest.fixture(scope="session")
+def gap(made: tuple[Workspace, Gap | None]) -> Gap | None:
+    """What was seen while `measured` was made without a network; None where it had one."""
+    return made[1]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 import zipfile
@@ -59,10 +60,14 @@ def test_no_secret_is_written_or_shown(measured: Workspace, watch: Watch) -> Non
 
 
 def test_second_run_has_nothing_to_do(workspace: Workspace) -> None:
-    """A second run measures and draws nothing."""
+    """A second run measures and draws nothing, and does not even import what draws: every job starts a Snakemake."""
     before = workspace.snapshot()
-    assert NOTHING in workspace.run()
+    output = workspace.run(PYTHONPROFILEIMPORTTIME="1")
+    assert NOTHING in output
     assert workspace.snapshot() == before
+    imported = set(re.findall(r"^import time: .*\| +(\S+)$", output, re.MULTILINE))
+    assert "berth.plan" in imported
+    assert not {"matplotlib", "scipy", "berth.figures", "berth.report"} & imported
 
 
 def test_edited_code_has_nothing_to_do(workspace: Workspace) -> None:
