@@ -89,8 +89,7 @@ def ceiling_request_of(plan: Plan) -> dict[str, Any]:
         BerthError: as run_of().
     """
     run = run_of(plan, "client_ceiling")
-    levels = run.benchmark.concurrency
-    request = plan.sweep_request(run.id.key, f"{levels[0]}-{levels[-1]}")
+    request = plan.sweep_request(run.id.key, texts([run.benchmark.levels])[0])
     alone = {"nodes": 1, "client_nodes": 0, "tensor_parallel": 1, "pipeline_parallel": 1}
     return {**request, "experiment": "client_ceiling", "deployment": {**request["deployment"], **alone}}
 

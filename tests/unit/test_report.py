@@ -123,7 +123,7 @@ def test_curves_are_places_in_the_rows(page: Path) -> None:
     second = experiment["curves"][1]
     assert [column(experiment, "run")[row] for row in second["rows"]] == [2] * 5
     assert [column(experiment, "concurrency")[row] for row in second["rows"]] == list(LEVELS)
-    assert second["marks"] == [[4, "crash", True]]
+    assert second["marks"] == [[4, "crash", True, False]]
     assert len(experiment["curves"]) == 2 + 4
 
 
