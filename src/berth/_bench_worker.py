@@ -4,7 +4,7 @@ This file, and `_client_watch.py` beside it, run inside the image's Python, wher
 library at the top, vLLM inside. It holds no benchmark code of its own. It takes vLLM's parser and vLLM's `main`, and
 replaces three names in the module `vllm.benchmarks.serve`: the progress bar (to report progress, and when the measured
 phase begins and ends), and the loaders of tokenizer and samples (which give the same value for the same arguments,
-without reading the files again).
+without reading the files again). A user's own JSONL is read without pandas.
 
 Standard input, one JSON object per line:
     {"do": "prepare", "argv": [...]}     load tokenizer and samples for these arguments, send no request
@@ -46,7 +46,7 @@ except ModuleNotFoundError:
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # Arguments that say where and how requests are sent, not which ones. All others are part of a sample's identity.
 _NOT_THE_SAMPLES = frozenset(
@@ -193,6 +193,29 @@ def _with_request_id(sample: Any, old_prefix: str, new_prefix: str) -> Any:
     return fresh
 
 
+class JsonLines:
+    """Stands in for pandas where vLLM reads a JSONL file, and for nothing else: its server images may lack pandas.
+
+    Values stay what they are in the file; pandas makes a number of a column of texts that look like one.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.columns = {name for row in rows for name in row}
+        self._rows = rows
+
+    @classmethod
+    def read_json(cls, path_or_buf: str, **_options: Any) -> JsonLines:
+        """What `pandas.read_json(path, lines=True)` is replaced by."""
+        # Not splitlines(): a JSON text may hold the line ends of Unicode as they are.
+        lines = pathlib.Path(path_or_buf).read_text(encoding="utf-8").split("\n")
+        return cls([json.loads(line) for line in lines if line.strip()])
+
+    def iterrows(self) -> Iterator[tuple[int, Any]]:
+        """The rows, each with `to_dict`."""
+        for index, row in enumerate(self._rows):
+            yield index, types.SimpleNamespace(to_dict=row.copy)
+
+
 def _dump(value: Any, stream: TextIO, **options: Any) -> None:
     """`json.dump` by the C encoder: the same bytes, several times faster for the long lists of a result."""
     stream.write(json.dumps(value, **options))
@@ -273,6 +296,9 @@ def load() -> Bench:
     for name in ("add_cli_args", "main", "get_samples", "get_tokenizer", "tqdm", "json"):
         if not hasattr(serve, name):
             raise AttributeError(f"vllm.benchmarks.serve has no {name}")
+    datasets = getattr(serve.get_samples, "__globals__", {})
+    if "CustomDataset" in datasets:
+        datasets["pd"] = JsonLines
     return Bench(serve, FlexibleArgumentParser)
 
 

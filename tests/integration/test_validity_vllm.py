@@ -27,6 +27,7 @@ from test_client_vllm import OFFLINE, environment_python
 
 import berth._bench_worker as worker
 from berth.client import BenchSettings, open_client
+from berth.coordinates import Rate, level_name
 from berth.dataset import generate_sharegpt
 from berth.launch import CLIENT_ENV, Deployed
 from berth.measure import Session
@@ -41,6 +42,8 @@ from berth.validity import SETTABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from berth.coordinates import Level
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
@@ -161,6 +164,7 @@ class Real:
                 "num_prompts": settings.num_prompts,
                 "seed": settings.seed,
                 "request_rate": "inf",
+                "max_concurrency": None,
                 "warm_up_prompts": 2,
                 "mode": None,
                 "validity": {**EASY, **validity},
@@ -200,7 +204,7 @@ class Real:
 
     def point(
         self,
-        level: int,
+        level: Level,
         settings: BenchSettings | None = None,
         *,
         meanwhile: Callable[[], None] | None = None,
@@ -227,7 +231,7 @@ class Real:
             begun.set()
             beside.join()
         record, requests = measured.record, measured.requests
-        write_record(self.folder / f"c{level}.json", record, requests)
+        write_record(self.folder / f"{level_name(level)}.json", record, requests)
         return record
 
 
@@ -346,6 +350,39 @@ def test_a_client_with_too_few_connections_does_not_deliver(real: Real) -> None:
     record = real.point(4, real.settings(extra_args=("--max-concurrency", "1")))
     assert codes(record) == ["concurrency_not_delivered"]
     assert record["validity"]["reasons"][0]["value"] == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_rate_that_the_client_does_not_keep_is_told(real: Real) -> None:
+    """No client sends a hundred thousand requests a second."""
+    record = real.point(Rate(100_000.0), real.settings(num_prompts=8))
+    assert codes(record) == ["rate_not_offered"]
+    assert record["validity"]["verdict"] == "refused"
+
+
+def test_random_prompts_have_their_lengths_at_a_rate(real: Real) -> None:
+    """The client makes them itself, and offers them at the rate that was asked for."""
+    lengths = ("--random-input-len", "32", "--random-output-len", "16")
+    changes = {"dataset_name": "random", "dataset_path": None, "dataset_args": lengths, "ignore_eos": True}
+    # The intervals between eight requests are drawn at random, so that their rate is only roughly the one asked for.
+    record = real.point(Rate(2.0), real.settings(num_prompts=8, **changes), validity={"min_rate_fraction": 0.1})
+    assert record["validity"] == {"verdict": "accepted", "reasons": []}
+    assert record["point"]["request_rate"] == 2.0
+    assert record["result"]["total_output_tokens"] == 8 * 16
+    # Random tokens, decoded and encoded again, are only roughly as many, of this model's invented words above all.
+    assert record["result"]["total_input_tokens"] == pytest.approx(8 * 32, rel=0.3)
+
+
+def test_a_user_s_own_prompts_have_the_lengths_of_their_lines(real: Real) -> None:
+    """Each line's output length counts, whatever the order in which lines are sent."""
+    path = real.folder / "own.jsonl"
+    asked = (8, 12, 16, 20)
+    path.write_text("".join(json.dumps({"prompt": f"tell me {n}", "output_tokens": n}) + "\n" for n in asked))
+    arguments = load_recipe(ROOT / "config/recipes/vllm.yaml").client("0.32.0").jsonl_args
+    changes = {"dataset_name": "custom", "dataset_path": path, "dataset_args": arguments, "ignore_eos": True}
+    record = real.point(2, real.settings(num_prompts=4, **changes))
+    assert record["failure"] is None
+    assert record["validity"] == {"verdict": "accepted", "reasons": []}
+    assert record["result"]["total_output_tokens"] == sum(asked)
 
 
 def test_a_small_key_value_cache_preempts(real: Real) -> None:
