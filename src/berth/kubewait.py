@@ -80,7 +80,8 @@ class StartWait:
                 pods = [pod for pod in pods_of(objects) if pod.uid != self.not_pod and not pod.leaving]
                 self._follow_download(objects)
                 self._note(pods, objects)
-                if pods and pods[0].container(SERVER).state == "running":
+                # On a volume that has the model already the server need not wait; its files are still to be verified.
+                if pods and pods[0].container(SERVER).state == "running" and job_state(objects) != "running":
                     self._happened("container_started")
                     return pods[0]
                 self._judge(pods, objects)
@@ -145,8 +146,10 @@ class StartWait:
                 if last_event(self.release.cluster.events_of(pods[0].name))[0] == "Pulling":
                     self._moved = now
                     return
+            up = pods and pods[0].container(SERVER).state == "running"
+            waited = "The model was not verified" if up else "The server's container did not start"
             raise NotStarted(
-                f"The server's container did not start, and nothing has moved for {self.stall_s:g} s. "
+                f"{waited}, and nothing has moved for {self.stall_s:g} s. "
                 f"{self._seen(pods, None)}",
                 "See `kubectl describe pod`. If the cluster is only slow, raise sweep.stall_s in config/config.yaml.",
             )
