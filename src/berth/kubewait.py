@@ -149,8 +149,7 @@ class StartWait:
             up = pods and pods[0].container(SERVER).state == "running"
             waited = "The model was not verified" if up else "The server's container did not start"
             raise NotStarted(
-                f"{waited}, and nothing has moved for {self.stall_s:g} s. "
-                f"{self._seen(pods, None)}",
+                f"{waited}, and nothing has moved for {self.stall_s:g} s. {self._seen(pods, None)}",
                 "See `kubectl describe pod`. If the cluster is only slow, raise sweep.stall_s in config/config.yaml.",
             )
 
