@@ -23,7 +23,7 @@ rule sweep:
         "../../environment.yml"
     # A server takes the whole machine where no scheduler gives it one: on the local platform, and where a person runs
     # Snakemake with `--executor local` in an allocation. A function, because the executor is known late.
-    threads: lambda w: workflow.cores if PLAN.takes_machine or workflow.local_exec else 1
+    threads: threads_of_measurement
     resources:
         **resources_of_sweep(),
     params:

@@ -322,6 +322,11 @@ def cross_check_inputs(w):
     }
 
 
+def threads_of_measurement(wildcards):
+    """Every core where it runs on this machine, so that nothing runs beside it; a scheduler's job has its own."""
+    return workflow.cores if PLAN.takes_machine or workflow.local_exec else 1
+
+
 def resources_of_cross_check():
     """What its job asks the scheduler for: what the sweep of the run asks for, as often as it is measured."""
 

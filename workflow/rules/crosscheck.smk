@@ -14,7 +14,7 @@ rule cross_check:
         f"{RESULTS}/logs/cross_check.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 1
+    threads: threads_of_measurement
     resources:
         **resources_of_cross_check(),
     params:
@@ -33,7 +33,7 @@ rule client_ceiling:
         f"{RESULTS}/logs/client_ceiling.log",
     conda:
         "../../environment.yml"
-    threads: workflow.cores or 1
+    threads: threads_of_measurement
     resources:
         **resources_of_ceiling(),
     params:
