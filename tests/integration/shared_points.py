@@ -43,7 +43,7 @@ def write_point(results: Path, key: str, *, throughput: float = 100.0, sealed: b
             "platform": point.run.platform,
             "spec": point.run.spec,
             "run": point.run.run,
-            "concurrency": point.concurrency,
+            "concurrency": point.level,
             "deployment": f"scout-{point.run.platform}",
         },
         spec=spec_of(point.run.platform),

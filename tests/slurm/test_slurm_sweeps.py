@@ -101,7 +101,7 @@ def test_live_view_shows_what_each_job_measures(storm: Storm) -> None:
     seen = {each.run.run: each for each in storm.watched}
     for run in (CANCELLED, OUT_OF_TIME, NODE_DIED):
         assert (seen[run].state, seen[run].standing.level, seen[run].waiting) == ("measuring", 2, (4,))
-        assert [point.concurrency for point in seen[run].done] == [1]
+        assert [point.level for point in seen[run].done] == [1]
         assert seen[run].holder.job_id == storm.jobs[run]
 
 

@@ -134,7 +134,7 @@ def test_the_network_is_no_part_of_a_definition(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         plan = make_plan(config_of(network, tmp_path / str(number), "local"), tmp_path)
         ids.append(sorted(run.id.spec for run in plan.runs.values()))
-        assert plan.sweep_request(next(iter(plan.runs)), "1-32")["platform_settings"]["network"]["ca_bundle"] == (
+        assert plan.sweep_request(next(iter(plan.runs)), "c1-32")["platform_settings"]["network"]["ca_bundle"] == (
             (network or {}).get("ca_bundle", "")
         )
     assert ids[0] == ids[1] == ids[2] != []
