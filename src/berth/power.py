@@ -6,6 +6,7 @@ nvidia-smi, amd-smi and rocm-smi, and Linux's energy counters; for another tool 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
@@ -179,11 +180,12 @@ class NodeSampler:
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            logger.info("no power: %s: %s", self._command[0], error)
+            _not_recorded(f"{self._command[0]}: {error}")
             return False
         reading = reading_of(self._settings, done.stdout, time.time())
         if reading is None:
-            logger.info("no power: %s says %r", self._command[0], done.stdout[:200])
+            said = done.stdout.strip()
+            _not_recorded(f"{self._command[0]} says {said[:200]!r}" if said else f"{self._command[0]} finds no counter")
             return False
         self._readings.append(reading)
         return True
@@ -246,3 +248,9 @@ def _within(readings: Sequence[Reading], phase: tuple[str | None, str | None]) -
     inside = [each for each in readings if begin <= each.at <= end]
     # A point of a few seconds has too few looks of its own.
     return inside if len(inside) > 1 else readings
+
+
+@functools.cache
+def _not_recorded(why: str) -> None:
+    """Say it once: a sweep asks at every point."""
+    logger.info("power is not recorded: %s", why)
