@@ -8,7 +8,7 @@ import logging
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from berth._client_launch import ClientFailed, Launch, LocalFiles, Mode, ResultFiles
 from berth._client_process import Worker, WorkerDiedError, ended_how, log_size, run_once
@@ -81,7 +81,39 @@ def open_client(
         client.close()
 
 
-class BenchClient:
+class Warming(Protocol):
+    """A client that can measure, and so warm a server up."""
+
+    def measure(
+        self,
+        settings: BenchSettings,
+        level: Level,
+        scratch_dir: Path,
+        on_progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], None] | None = None,
+    ) -> Measurement:
+        """Measure one point."""
+
+    def warm_up(
+        self,
+        settings: BenchSettings,
+        scratch_dir: Path,
+        *,
+        num_prompts: int,
+        concurrency: int,
+        on_progress: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], None] | None = None,
+    ) -> None:
+        """Send requests that are not measured, so that the first point meets a server that has worked before.
+
+        Raises:
+            ClientFailed: no client, or not one request completed.
+        """
+        warm = warm_up_settings(settings, num_prompts)
+        completed_something(self.measure(warm, concurrency, scratch_dir, on_progress, should_stop))
+
+
+class BenchClient(Warming):
     """Measures points one after the other. Made by `open_client`."""
 
     def __init__(self, launch: Launch) -> None:
@@ -233,24 +265,6 @@ class BenchClient:
             loop_lag=phase.get("loop_lag"),
             clock_step_s=phase.get("clock_step_s"),
         )
-
-    def warm_up(
-        self,
-        settings: BenchSettings,
-        scratch_dir: Path,
-        *,
-        num_prompts: int,
-        concurrency: int,
-        on_progress: Callable[[int, int], None] | None = None,
-        should_stop: Callable[[], None] | None = None,
-    ) -> None:
-        """Send requests that are not measured, so that the first point meets a server that has worked before.
-
-        Raises:
-            ClientFailed: no client, or not one request completed.
-        """
-        warm = warm_up_settings(settings, num_prompts)
-        completed_something(self.measure(warm, concurrency, scratch_dir, on_progress, should_stop))
 
     def _measure_warm(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from berth._client_launch import Launch
-from berth.client import open_client
+from berth.client import Warming, open_client
 from berth.clienttool import DEFAULT, load_client
 from berth.toolclient import ADAPTERS, ToolLaunch, open_tool_client
 
@@ -17,11 +17,10 @@ if TYPE_CHECKING:
     from berth.bench import BenchSettings
     from berth.coordinates import Level
     from berth.launch import Deployed
-    from berth.measurement import Measurement
     from berth.nodes import Node
 
 
-class BenchmarkClient(Protocol):
+class BenchmarkClient(Warming, Protocol):
     """What every client does; client.BenchClient has the sentences."""
 
     version: str | None
@@ -38,28 +37,6 @@ class BenchmarkClient(Protocol):
 
     def describe(self, settings: BenchSettings, level: Level) -> dict[str, Any]:
         """The `client` of a record without a measurement."""
-
-    def measure(
-        self,
-        settings: BenchSettings,
-        level: Level,
-        scratch_dir: Path,
-        on_progress: Callable[[int, int], None] | None = None,
-        should_stop: Callable[[], None] | None = None,
-    ) -> Measurement:
-        """Measure one point."""
-
-    def warm_up(
-        self,
-        settings: BenchSettings,
-        scratch_dir: Path,
-        *,
-        num_prompts: int,
-        concurrency: int,
-        on_progress: Callable[[int, int], None] | None = None,
-        should_stop: Callable[[], None] | None = None,
-    ) -> None:
-        """Send requests that are not measured."""
 
 
 def client_of(

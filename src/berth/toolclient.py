@@ -19,7 +19,7 @@ from berth import _client_aiperf, _client_guidellm
 from berth._client_launch import ClientFailed
 from berth._client_process import end_group, ended_how, log_size, run_once, start_group
 from berth.bench import bench_argv
-from berth.client import completed_something, warm_up_settings
+from berth.client import Warming
 from berth.coordinates import level_name
 from berth.diagnose import diagnose
 from berth.fsio import write_text
@@ -84,7 +84,7 @@ class ToolLaunch:
     folder: Path
 
 
-class ToolClient:
+class ToolClient(Warming):
     """Measures points one after the other, as client.BenchClient does. Made by `open_tool_client`."""
 
     mode = "process"
@@ -282,24 +282,6 @@ class ToolClient:
             remedy,
             program.tail(log_start),
         )
-
-    def warm_up(
-        self,
-        settings: BenchSettings,
-        scratch_dir: Path,
-        *,
-        num_prompts: int,
-        concurrency: int,
-        on_progress: Callable[[int, int], None] | None = None,
-        should_stop: Callable[[], None] | None = None,
-    ) -> None:
-        """Send requests that are not measured; see client.BenchClient.warm_up.
-
-        Raises:
-            ClientFailed: no client, or not one request completed.
-        """
-        warm = warm_up_settings(settings, num_prompts)
-        completed_something(self.measure(warm, concurrency, scratch_dir, on_progress, should_stop))
 
     def close(self) -> None:
         """End what still runs; harmless when there is nothing."""
