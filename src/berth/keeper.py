@@ -18,6 +18,7 @@ from berth.config import ServiceSettings
 from berth.holder import Identity
 from berth.servesettings import nested
 from berth.services import Event, Service
+from berth.signals import raise_if_asked
 from berth.termfiles import Order, TermFiles
 from berth.termjob import TermJob
 
@@ -114,6 +115,7 @@ class Keeper:
             Terminated: this process is asked to end; what it started goes on.
         """
         while True:
+            raise_if_asked()
             self._held.check()
             try:
                 self.look()

@@ -23,6 +23,7 @@ from berth.kubestate import (
 )
 from berth.kubetrouble import Trouble, pod_trouble
 from berth.ready import NotReady
+from berth.signals import raise_if_asked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +128,7 @@ class StartWait:
 
     def _judge(self, pods: list[PodSeen], objects: list[dict[str, Any]]) -> None:
         """Return while waiting makes sense."""
+        raise_if_asked()
         self._judge_download(objects)
         now = time.monotonic()
         trouble = self._trouble(pods, objects)

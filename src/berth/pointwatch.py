@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from berth.signals import raise_if_asked
 from berth.watchdog import TokenWatch
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class PointWatch:
         """Return while the point may go on.
 
         Raises:
-            ServerDied, Stalled, LeaseLost: it may not.
+            ServerDied, Stalled, LeaseLost, Terminated: it may not.
         """
         if self.look():
             self._tokens.check()
@@ -63,8 +64,9 @@ class PointWatch:
         """Look at server and lease alone; whether it was time for more than whether the process lives.
 
         Raises:
-            ServerDied, LeaseLost: as they say.
+            ServerDied, LeaseLost, Terminated: as they say.
         """
+        raise_if_asked()
         server = self._watched.server
         # Whether the process lives costs nothing; who listens on its port is read from the kernel's tables.
         if not server.alive():

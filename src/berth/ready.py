@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from berth.diagnose import read_log, redact
 from berth.errors import BerthError
 from berth.probe import Answer, ask_aside
+from berth.signals import raise_if_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +174,7 @@ class _Wait:
 
     def _watch(self) -> None:
         """Return while waiting makes sense."""
+        raise_if_asked()
         server = self._server
         if not server.alive():
             if server.listening() - server.own_sockets():

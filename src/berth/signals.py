@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+_asked: int | None = None
+
+
 class Terminated(BaseException):
     """The process was asked to end. It is no Exception, so that no `except Exception` keeps the work going."""
 
@@ -46,18 +49,35 @@ def _handlers(handler: Any) -> Iterator[None]:
 def terminate_as_exception() -> Iterator[None]:
     """Raise Terminated in the main thread at the first TERM, INT or HUP; later ones are ignored until the block ends.
 
-    Call it in the main thread, around everything that must be cleaned up.
+    Call it in the main thread, around everything that must be cleaned up, and raise_if_asked() in what waits inside.
     """
-    asked = False
+    global _asked  # noqa: PLW0603 - a signal is for the whole process, as its handler is.
+    before, _asked = _asked, None
 
     def handler(signum: int, _frame: object) -> None:
-        nonlocal asked
-        if not asked:
-            asked = True
+        global _asked  # noqa: PLW0603
+        if _asked is None:
+            _asked = signum
             raise Terminated(signum)
 
-    with _handlers(handler):
-        yield
+    try:
+        with _handlers(handler):
+            yield
+    finally:
+        _asked = before
+
+
+def raise_if_asked() -> None:
+    """Return unless the process was asked to end in this terminate_as_exception() block.
+
+    The exception that the signal raised may be lost: Python drops what is raised in a finaliser, and an error of
+    cleaning up takes its place. What was asked for must not be forgotten with it.
+
+    Raises:
+        Terminated: it was asked.
+    """
+    if _asked is not None:
+        raise Terminated(_asked)
 
 
 def announce() -> None:

@@ -23,7 +23,7 @@ from berth.ready import PortTaken
 from berth.recording import Instance, failure_of, no_client, point_record, wall_since
 from berth.runtime import Host
 from berth.serve import ServerDied
-from berth.signals import announce, terminate_as_exception, uninterrupted
+from berth.signals import announce, raise_if_asked, terminate_as_exception, uninterrupted
 from berth.spool import Spool, decided
 
 if TYPE_CHECKING:
@@ -246,6 +246,7 @@ class _Sweep:
                     Session.open(self.deployed, self.request, self.token, instance, self.held.check)
                 )
             except (ServerDied, BerthError) as error:
+                raise_if_asked()
                 # Nothing is measured by a server that does not come up: another start would fail the same way.
                 if not isinstance(error, PortTaken | LeaseLost):
                     self._startup_failed(error, instance, started, next_level)
@@ -274,6 +275,8 @@ class _Sweep:
             try:
                 point = session.measure(level, progress.update)
             except PointFailed as failed:
+                # A point that was broken off by a signal has not failed: nothing is known of it.
+                raise_if_asked()
                 self.held.check()
                 self.spool.fail(level, failed.record, failed.requests)
                 self.failed.add(level)

@@ -31,7 +31,7 @@ from berth.processes import find_processes, new_token
 from berth.ready import PortTaken, wait_until_ready
 from berth.runtime import Host
 from berth.services import key_in
-from berth.signals import Terminated, announce, terminate_as_exception, uninterrupted
+from berth.signals import Terminated, announce, raise_if_asked, terminate_as_exception, uninterrupted
 from berth.sockets import shared_memory_of
 from berth.sweep import SweepRequest
 from berth.termfiles import Failure, Report, TermFiles
@@ -168,6 +168,7 @@ class _Term:
                     raise
                 logger.warning("%s", error.cause)
             except BerthError as error:
+                raise_if_asked()
                 served_s = time.time() - self.report.ready_at if self.report.ready_at else 0.0
                 if served_s < self.settings.quick_s or not self._wanted():
                     raise
@@ -226,6 +227,7 @@ class _Term:
         looked = time.monotonic()
         checks = 0
         while True:
+            raise_if_asked()
             if not server.alive():
                 raise server.died()
             if time.monotonic() - looked >= self.settings.check_s:
