@@ -11,7 +11,7 @@ import pytest
 from s3_proxy import Faults, proxy
 from store_models import MIB, Model, Server, needs_seaweedfs, start_call, tree
 
-from berth import manifest, seaweed, staging, store
+from berth import manifest, objects, seaweed, staging, store
 from berth.errors import BerthError
 from berth.tuning import Tuning
 
@@ -52,6 +52,27 @@ def test_an_unchanged_model_costs_a_listing_and_no_request_per_object(server: Se
         faults.seen.clear()
         store.stage_model(**model.stage_arguments(server, dest) | {"endpoint_url": url})
         assert requests(faults) == ["GET many.manifest.json"]
+
+
+def test_a_listing_over_several_pages_is_what_boto3_reads(server: Server) -> None:
+    """Names with spaces, percents, pluses, ampersands and accents, two to a page, have boto3's own keys and sizes."""
+    names = ["a b.json", "a%20b.json", "a+b.json", "c/d&e.json", "c/f<g>.json", "größe.json", "z.json"]
+    for number, name in enumerate(names):
+        server.client.put_object(Bucket="models", Key=f"ORG/Odd/{name}", Body=b"x" * number)
+    own: dict[str, tuple[int, str]] = {}
+
+    def two_at_a_time(params: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return params | {"MaxKeys": 2}
+
+    server.client.meta.events.register("provide-client-params.s3.ListObjectsV2", two_at_a_time)
+    try:
+        for page in server.client.get_paginator("list_objects_v2").paginate(Bucket="models", Prefix="ORG/Odd/"):
+            own |= {i["Key"].removeprefix("ORG/Odd/"): (i["Size"], i["ETag"].strip('"')) for i in page["Contents"]}
+        found = objects.list_objects(server.client, "models", "ORG/Odd")
+    finally:
+        server.client.meta.events.unregister("provide-client-params.s3.ListObjectsV2", two_at_a_time)
+    assert sorted(own) == sorted(names)
+    assert {path: (entry.size, entry.etag) for path, entry in found.items()} == own
 
 
 def test_a_push_of_an_older_berth_is_known_by_its_metadata(server: Server, tmp_path: Path) -> None:
