@@ -18,7 +18,7 @@ from berth.measured import PointFailed
 from berth.parts import texts
 from berth.record import read_record, write_record
 from berth.resources import sweep_resources
-from berth.signals import announce, terminate_as_exception
+from berth.signals import announce, raise_if_asked, terminate_as_exception
 from berth.sweep import SweepRequest, brought_up, leased
 
 if TYPE_CHECKING:
@@ -165,6 +165,7 @@ def _unmeasured(session: Session, level: int) -> None:
     try:
         session.measure(level, lambda _completed, _total: None)
     except PointFailed as failed:
+        raise_if_asked()
         if failed.death is not None:
             raise failed.death from None
 
@@ -177,6 +178,7 @@ def _one(session: Session, each: tuple[int, int, str], folder: Path) -> None:
         point = session.measure(level, lambda _completed, _total: None)
         record, requests, told = point.record, point.requests, point.told
     except PointFailed as failed:
+        raise_if_asked()
         if failed.death is not None:
             raise failed.death from None
         record, requests, told = failed.record, failed.requests, f"FAILED: {failed.cause}"
