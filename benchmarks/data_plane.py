@@ -25,7 +25,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import boto3
 import psutil
@@ -35,7 +35,7 @@ from berth.seaweed import embedded_store
 from berth.weed import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MIB = 1024 * 1024
 BUCKET = "bench"
@@ -112,6 +112,7 @@ def rclone_serve(folder: Path) -> Iterator[Server]:
 
 
 SERVERS = {"seaweedfs": seaweedfs, "rclone": rclone_serve}
+Start: TypeAlias = "Callable[[Path], contextlib.AbstractContextManager[Server]]"
 
 
 @dataclass
@@ -268,79 +269,96 @@ def table(title: str, used: dict[str, Usage]) -> None:
         print(f"| {program} | {wall:.2f} | {spread} | {cpu} | {max(usage.rss_mb):.0f} | {wall / own:.2f} |", flush=True)
 
 
-def transfer(server: Server, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
+@contextlib.contextmanager
+def started(start: Start, folder: Path) -> Iterator[Server]:
+    """A store with the bucket, whose files are removed at the end: one keeps the bytes of deleted objects."""
+    folder.mkdir()
+    with start(folder) as server:
+        server.client().create_bucket(Bucket=BUCKET)
+        yield server
+    shutil.rmtree(folder)
+
+
+def transfer(start: Start, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
     """Up and down, everything."""
-    job = Job(server, folder, "shards")
-    make_files(job.source, shards(options.mib * MIB))
-    job.describe()
     up, down = {name: Usage() for name in programs}, {name: Usage() for name in programs}
     for order in rounds(programs, options.runs):
-        for program in order:
-            job.run(up[program], program, "up")
-            job.run(down[program], program, "down")
-            job.forget(program, objects=True)
-            settle()
+        with started(start, folder / "store") as server:
+            job = Job(server, folder, "shards")
+            if not job.manifest.exists():
+                make_files(job.source, shards(options.mib * MIB))
+                job.describe()
+            for program in order:
+                job.run(up[program], program, "up")
+                job.run(down[program], program, "down")
+                job.forget(program, objects=True)
+                settle()
     table(f"{server.name}: upload of {options.mib} MiB in 8 shards and 50 small files", up)
     table(f"{server.name}: download of the same", down)
 
 
-def resync(server: Server, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
+def resync(start: Start, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
     """Nothing has changed."""
-    job = Job(server, folder, "many")
-    make_files(job.source, {f"{n // 100}/{n}.bin": 1000 for n in range(options.objects)})
-    job.describe()
-    up, down = {name: Usage() for name in programs}, {name: Usage() for name in programs}
-    for program in programs:
-        job.run(Usage(), program, "up")
-        job.run(Usage(), program, "down")
-    for order in rounds(programs, options.runs):
-        for program in order:
-            job.run(up[program], program, "up")
-            job.run(down[program], program, "down")
-    table(f"{server.name}: upload of {options.objects} objects, nothing changed", up)
-    table(f"{server.name}: download of {options.objects} objects, nothing changed", down)
-
-
-def changed(server: Server, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
-    """One shard of 100."""
-    job = Job(server, folder, "hundred")
-    sizes = shards(options.mib * MIB // 4, 100, 0)
-    make_files(job.source, sizes)
-    job.describe()
-    for program in programs:
-        job.run(Usage(), program, "up")
-        job.run(Usage(), program, "down")
-    up, down = {name: Usage() for name in programs}, {name: Usage() for name in programs}
-    for number, order in enumerate(rounds(programs, options.runs)):
-        name = next(iter(sizes))
-        (job.source / name).write_bytes(random.Random(number).randbytes(sizes[name]))
+    with started(start, folder / "store") as server:
+        job = Job(server, folder, "many")
+        make_files(job.source, {f"{n // 100}/{n}.bin": 1000 for n in range(options.objects)})
         job.describe()
-        for program in order:
-            job.run(up[program], program, "up")
-            job.run(down[program], program, "down")
-    table(f"{server.name}: upload, one of 100 shards ({sizes[name] / MIB:.1f} MiB) changed", up)
-    table(f"{server.name}: download, one of 100 shards changed", down)
+        up, down = {name: Usage() for name in programs}, {name: Usage() for name in programs}
+        for program in programs:
+            job.run(Usage(), program, "up")
+            job.run(Usage(), program, "down")
+        for order in rounds(programs, options.runs):
+            for program in order:
+                job.run(up[program], program, "up")
+                job.run(down[program], program, "down")
+        table(f"{server.name}: upload of {options.objects} objects, nothing changed", up)
+        table(f"{server.name}: download of {options.objects} objects, nothing changed", down)
 
 
-def growth(server: Server, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
-    """Berth alone: seconds and memory by bytes and by objects."""
-    del programs
-    print("\n### Growth\n\n| files | up s | up MB | down s | down MB |\n|---|---|---|---|---|")
-    cases = [(f"{mib} MiB in 8", shards(mib * MIB, 8, 0)) for mib in (options.mib // 4, options.mib, options.mib * 4)]
-    cases += [(f"{n} of 1 kB", {f"{i // 100}/{i}": 1000 for i in range(n)}) for n in (100, 1000, options.objects)]
-    for number, (title, sizes) in enumerate(cases):
-        job = Job(server, folder, f"growth{number}")
+def changed(start: Start, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
+    """One shard of 100."""
+    with started(start, folder / "store") as server:
+        job = Job(server, folder, "hundred")
+        sizes = shards(options.mib * MIB // 4, 100, 0)
         make_files(job.source, sizes)
         job.describe()
-        up, down = Usage(), Usage()
-        for _ in range(min(3, options.runs)):
-            job.run(up, "berth", "up")
-            job.run(down, "berth", "down")
-            job.forget("berth", objects=True)
-        shutil.rmtree(job.source)
-        settle()
-        cells = [f"{value:.2f}" for use in (up, down) for value in (statistics.median(use.wall_s), max(use.rss_mb))]
-        print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+        for program in programs:
+            job.run(Usage(), program, "up")
+            job.run(Usage(), program, "down")
+        up, down = {name: Usage() for name in programs}, {name: Usage() for name in programs}
+        for number, order in enumerate(rounds(programs, options.runs)):
+            name = next(iter(sizes))
+            (job.source / name).write_bytes(random.Random(number).randbytes(sizes[name]))
+            job.describe()
+            for program in order:
+                job.run(up[program], program, "up")
+                job.run(down[program], program, "down")
+        table(f"{server.name}: upload, one of 100 shards ({sizes[name] / MIB:.1f} MiB) changed", up)
+        table(f"{server.name}: download, one of 100 shards changed", down)
+
+
+def growth(start: Start, folder: Path, programs: list[str], options: argparse.Namespace) -> None:
+    """Berth alone: seconds and memory by bytes and by objects."""
+    del programs
+    with started(start, folder / "store") as server:
+        print("\n### Growth\n\n| files | up s | up MB | down s | down MB |\n|---|---|---|---|---|")
+        cases = [
+            (f"{mib} MiB in 8", shards(mib * MIB, 8, 0)) for mib in (options.mib // 4, options.mib, options.mib * 4)
+        ]
+        cases += [(f"{n} of 1 kB", {f"{i // 100}/{i}": 1000 for i in range(n)}) for n in (100, 1000, options.objects)]
+        for number, (title, sizes) in enumerate(cases):
+            job = Job(server, folder, f"growth{number}")
+            make_files(job.source, sizes)
+            job.describe()
+            up, down = Usage(), Usage()
+            for _ in range(min(3, options.runs)):
+                job.run(up, "berth", "up")
+                job.run(down, "berth", "down")
+                job.forget("berth", objects=True)
+            shutil.rmtree(job.source)
+            settle()
+            cells = [f"{value:.2f}" for use in (up, down) for value in (statistics.median(use.wall_s), max(use.rss_mb))]
+            print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
 
 
 def settle() -> None:
@@ -368,10 +386,7 @@ def main() -> None:
     for name in options.server:
         for work in options.work:
             with tempfile.TemporaryDirectory(prefix="berth-data-plane-", dir=options.folder) as folder:
-                place = Path(folder)
-                with SERVERS[name](place) as server:
-                    server.client().create_bucket(Bucket=BUCKET)
-                    WORK[work](server, place, ["berth", *options.peers], options)
+                WORK[work](SERVERS[name], Path(folder), ["berth", *options.peers], options)
     load = Path("/proc/loadavg").read_text().split(" ")[0]
     print(f"\nload average {load} at the end")
 
