@@ -69,9 +69,11 @@ def list_tree(root: Path) -> tuple[str, ...]:
     """The POSIX paths of all files below `root`, sorted, without the hub's bookkeeping."""
     found = []
     for folder, subfolders, names in os.walk(root):
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        subfolders[:] = [name for name in subfolders if relative / name != HUB_CACHE]
-        found += [(relative / name).as_posix() for name in names]
+        # Text, not paths: of 10,000 files that is a tenth of a second at every start.
+        below = os.path.relpath(folder, root)
+        prefix = "" if below == os.curdir else f"{below}/"
+        subfolders[:] = [name for name in subfolders if f"{prefix}{name}" != str(HUB_CACHE)]
+        found += [f"{prefix}{name}" for name in names]
     return tuple(sorted(found))
 
 
@@ -185,7 +187,7 @@ def tree_problems(root: Path, manifest: Manifest, *, checksums: bool = True) -> 
         if entry.path not in present:
             problems.append(Problem(entry.path, "missing", "is missing"))
             continue
-        size = (root / entry.path).stat().st_size
+        size = os.stat(f"{root}/{entry.path}").st_size  # noqa: PTH116
         if size != entry.size_bytes:
             problems.append(Problem(entry.path, "size", f"has {size} bytes instead of {entry.size_bytes}"))
         else:
