@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from berth.errors import BerthError
-from berth.fsio import fsync_dir, sha256_file, write_bytes, write_text
-from berth.manifest import read_manifest, tree_problems
+from berth.fsio import fsync_dir, write_bytes, write_text
+from berth.manifest import read_manifest, sha256_files, tree_problems
 from berth.storeplan import counted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from berth.manifest import FileEntry, Manifest
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -30,6 +32,11 @@ _SYNCED_AFTER_S = 3600.0
 def staged_manifest(dest: Path) -> Path:
     """Where the manifest of a staged model lies: beside the directory."""
     return dest.with_name(f"{dest.name}.manifest.json")
+
+
+def partial_of(dest: Path) -> Path:
+    """Where files are gathered before `dest` appears."""
+    return dest.with_name(f"{dest.name}.partial")
 
 
 def is_staged(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, verify_checksums: bool) -> bool:
@@ -47,8 +54,11 @@ def is_staged(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, verify_c
         if right and doubtful:
             _marker(dest).unlink()
         return right
-    # A directory without its manifest, or with an older one: killed just before the manifest was written, or foreign.
-    if dest.is_dir() and not tree_problems(dest, manifest):
+    # Without its manifest, or with an older one beside that of a partial directory that is gone: killed just before the
+    # manifest was written, or foreign. Where an older one is all there is, reading everything would tell nothing new.
+    partial = partial_of(dest)
+    unfinished = not known.exists() or (staged_manifest(partial).exists() and not partial.exists())
+    if unfinished and dest.is_dir() and not tree_problems(dest, manifest):
         write_bytes(known, manifest_bytes)
         return True
     if not known.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -65,7 +75,7 @@ def resume(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, durable: bo
     What `dest` has already, under whatever name, is linked and not fetched. `durable` says that the files to come will
     be on the disk before they get their names.
     """
-    partial = dest.with_name(f"{dest.name}.partial")
+    partial = partial_of(dest)
     partial.mkdir(parents=True, exist_ok=True)
     # A file has its final name there only when it was verified, by the manifest that lies beside the directory.
     known = staged_manifest(partial)
@@ -78,20 +88,19 @@ def resume(dest: Path, manifest: Manifest, manifest_bytes: bytes, *, durable: bo
         write_text(_marker(dest), _boot_id())
     write_bytes(known, manifest_bytes)
     if dest.is_dir():
-        for entry in manifest.files:
+        for entry, found in _kept(dest, [e for e in manifest.files if not (partial / e.path).exists()]):
             target = partial / entry.path
-            if not target.exists() and (found := _same_content(dest, entry)):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # Where the file system has no hard links the file is downloaded again.
-                with contextlib.suppress(OSError):
-                    os.link(found, target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Where the file system has no hard links the file is downloaded again.
+            with contextlib.suppress(OSError):
+                os.link(dest / found, target)
     return partial
 
 
 def would_move(dest: Path, manifest: Manifest) -> dict[str, Any]:
     """What a stage would fetch: action "dry_run", moved, skipped {objects, bytes}, files. Sizes are compared alone."""
     have = set()
-    for folder in (dest, dest.with_name(f"{dest.name}.partial")):
+    for folder in (dest, partial_of(dest)):
         known = staged_manifest(folder)
         for entry in read_manifest(known).files if known.exists() else ():
             with contextlib.suppress(OSError):
@@ -112,18 +121,40 @@ def _unfinished(path: str) -> tuple[str, str]:
     return f"{folder}{slash}.{name}.part", f"{folder}{slash}.{name}.part.map"
 
 
-def _same_content(dest: Path, entry: FileEntry) -> Path | None:
-    """A file below `dest` with the content of `entry`, under its name or under the one that it had before."""
-    paths = [entry.path]
+def _kept(dest: Path, wanted: Sequence[FileEntry]) -> Iterator[tuple[FileEntry, str]]:
+    """Those of `wanted` that `dest` has, each with the path there, which may be the one that it had before.
+
+    Every file that may be one of them is read, because a byte may have changed since it was staged; a file that the
+    manifest of `dest` tells is another one is not.
+    """
     known = staged_manifest(dest)
+    had: tuple[FileEntry, ...] = ()
     if known.exists():
         with contextlib.suppress(BerthError):
-            paths += [old.path for old in read_manifest(known).files if old.sha256 == entry.sha256]
-    for path in map(dest.joinpath, paths):
+            had = read_manifest(known).files
+    told = {entry.path: entry for entry in had}
+    by_content: dict[str, list[str]] = {}
+    for entry in had:
+        by_content.setdefault(entry.sha256, []).append(entry.path)
+
+    def sized(path: str) -> int | None:
         with contextlib.suppress(OSError):
-            if path.stat().st_size == entry.size_bytes and sha256_file(path) == entry.sha256:
-                return path
-    return None
+            return (dest / path).stat().st_size
+        return None
+
+    candidates = {}
+    for entry in wanted:
+        paths = [path for path in by_content.get(entry.sha256, ()) if sized(path) == entry.size_bytes]
+        # Not as its manifest says: somebody has changed it, perhaps into what is wanted.
+        changed = entry.path not in told or told[entry.path].size_bytes != entry.size_bytes
+        if changed and sized(entry.path) == entry.size_bytes:
+            paths.insert(0, entry.path)
+        candidates[entry] = paths
+    found = sha256_files(dest, list(dict.fromkeys(path for paths in candidates.values() for path in paths)))
+    for entry, paths in candidates.items():
+        right = next((path for path in paths if found[path] == entry.sha256), None)
+        if right is not None:
+            yield entry, right
 
 
 def _marker(dest: Path) -> Path:
