@@ -21,6 +21,7 @@ REAL = (
     (
         "test_nodes_vllm",
         "test_slurm_vllm",
+        "test_serve_vllm",
         "test_litellm",
         "test_sweep_apptainer::test_the_real_vllm",
         "test_recipe_vllm",
@@ -38,7 +39,6 @@ REAL = (
         "test_air_gap",
         "test_custody_rule",
         "test_faults_server",
-        "test_serve_vllm",
         "test_client_vllm",
         "test_validity_vllm",
         "test_sweep_podman::test_the_real_vllm",
