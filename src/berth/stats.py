@@ -127,8 +127,15 @@ def _hedges(
     return difference / sd * correction, low * scale * correction, high * scale * correction
 
 
+# From here scipy's distribution loses its digits, and it has none from a million on.
+_FAR = 10_000.0
+
+
 def _noncentrality(t: float, df: int, probability: float) -> float:
     """The noncentrality with which a noncentral t falls below `t` with this probability."""
+    if abs(t) > _FAR:
+        # Beside such a t the normal part of the distribution is nothing: what is left is its chi, to within 1 / t^2.
+        return t * math.sqrt(_chi2_quantile(1 - probability if t > 0 else probability, df) / df)
     # A second of each start of what reports and draws, and only comparisons need it.
     from scipy import optimize, stats  # noqa: PLC0415
 

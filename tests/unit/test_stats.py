@@ -74,6 +74,17 @@ def test_what_cannot_be_tested_has_no_p(pair: tuple[list[float], list[float]]) -
     assert welch(*pair, 0.95).p is None
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1e-5, 1e-9])
+def test_runs_with_hardly_any_spread_have_an_effect_size(spread: float) -> None:
+    """Effect size and interval go on as one over the spread, where scipy's own distribution has no number any more."""
+    found = welch([50.0, 50.0 + spread], [100.0, 100.0 + spread], 0.95)
+    like = welch([50.0, 50.1], [100.0, 100.1], 0.95)
+    for mine, theirs in ((found.g, like.g), (found.g_low, like.g_low), (found.g_high, like.g_high)):
+        assert mine is not None
+        assert theirs is not None
+        assert mine * spread == pytest.approx(theirs * 0.1, rel=1e-4)
+
+
 def test_effect_intervals_cover_the_truth_as_often_as_they_say() -> None:
     """In about 90 of 100 samples of five runs with a true effect of 1, the 90 % interval of g holds it."""
     source = random.Random(4)
