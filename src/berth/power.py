@@ -54,13 +54,16 @@ def parse_nvidia_smi(text: str) -> float | None:
 def parse_rocm_smi(text: str) -> float | None:
     """Watts of all devices in `rocm-smi --showpower --json`: cards with a key of their (average or current) power."""
     cards = [card for name, card in _json_object(text).items() if name.startswith("card") and isinstance(card, dict)]
-    watts = [
-        _number(next((value for key, value in card.items() if "power" in key.lower() and "(w)" in key.lower()), None))
-        for card in cards
-    ]
+    watts = [_number(next((value for key, value in card.items() if _is_power(key.lower())), None)) for card in cards]
     # Both dies of some modules are listed, and the second has no power of its own ("N/A").
     known = [each for each in watts if each is not None]
     return sum(known) if known else None
+
+
+def _is_power(key: str) -> bool:
+    # "Average Graphics Package Power (W)" or "Current Socket Graphics Package Power (W)", by card and version. With
+    # --showmaxpower beside it there is a "Max Graphics Package Power (W)", which is a limit.
+    return "power" in key and "(w)" in key and "max" not in key
 
 
 def parse_amd_smi(text: str) -> float | None:

@@ -19,8 +19,8 @@ from berth.power import (
 )
 
 ROCM = """WARNING: AMD GPU device(s) is/are in a low-power state. Check power control/runtime_status
-{"card0": {"Current Socket Graphics Package Power (W)": "551.0"},
- "card1": {"Average Graphics Package Power (W)": "N/A"}, "system": {"Driver version": "6.8.5"}}"""
+{"card0": {"Max Graphics Package Power (W)": "760.0", "Current Socket Graphics Package Power (W)": "551.0"},
+ "card1": {"Average Graphics Package Power (W)": "N/A (Secondary die)"}, "system": {"Driver version": "6.8.5"}}"""
 AMD = """[{"gpu": 0, "power": {"socket_power": {"value": 550, "unit": "W"}, "gfx_voltage": "N/A"}},
  {"gpu": 1, "power": {"socket_power": "N/A"}}]"""
 RAPL = """/sys/class/powercap/intel-rapl:0/energy_uj:5000000
@@ -40,7 +40,7 @@ def test_nvidia_smi_is_the_sum_of_its_devices_or_unknown() -> None:
 
 
 def test_rocm_and_amd_smi_take_the_devices_that_have_a_power() -> None:
-    """A warning before the JSON, a second die without a power of its own, and both forms of amd-smi's list are read."""
+    """A warning before the JSON, a limit, a second die without a power, and both forms of amd-smi's list are read."""
     assert parse_rocm_smi(ROCM) == 551.0
     assert parse_rocm_smi("no JSON") is None
     assert parse_amd_smi(AMD) == 550.0
