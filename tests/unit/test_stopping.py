@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from report_points import make_report, record
@@ -10,8 +11,9 @@ from report_points import make_report, record
 from berth.coordinates import Rate, RunId
 from berth.figures import draw_figure
 from berth.record import write_record
-from berth.spool import decided, seen_points
+from berth.spool import Spool, decided, seen_points
 from berth.stopping import Asked, Seen, decide, knee
+from berth.sweep import _missing
 from berth.tidy import tidy_records
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from berth.coordinates import Level
+    from berth.sweep import SweepRequest
 
 LEVELS = (1, 2, 4, 8, 16, 32)
 SATURATED = {"saturated": {"gain": 0.02, "points": 2}}
@@ -156,3 +159,45 @@ def test_evidence_is_read_from_results_and_spool(tmp_path: Path, stopped: list[P
     (tmp_path / "points" / run.key / "c4.json").replace(spooled)
     assert sorted(seen_points(tmp_path, run)) == [1, 2, 3, 4]
     assert decided(tmp_path, run, Asked((1, 2, 4, 8), SATURATED)).wanted == (1, 2, 3, 4)
+
+
+def test_each_job_of_a_run_measures_its_own_levels_and_the_last_one_what_is_added(tmp_path: Path) -> None:
+    """A run in two jobs: the second stops by the points of both, refines, and leaves what failed to the next sweep."""
+    run = RunId("mine", "hops", "0123456789", 1)
+    asked = Asked((1, 2, 4, 8), {"saturated": {"gain": 0.2, "points": 2}}, {"around": "knee", "points": 1})
+    first, second = (
+        cast("SweepRequest", SimpleNamespace(id=run, asked=asked, levels=list(part))) for part in ((1, 2), (4, 8))
+    )
+
+    def missing(job: SweepRequest) -> list[Level]:
+        return _missing(job, Spool(tmp_path, run), set())
+
+    def measure(level: int) -> None:
+        made = record(1, level)
+        made["result"] |= {"output_throughput": 100.0, "mean_e2el_ms": 10.0 * level}
+        write_record(tmp_path / "points" / run.key / f"c{level}.json", made, None)
+
+    assert (missing(first), missing(second)) == ([1, 2], [4, 8])
+    measure(1)
+    measure(4)
+    # 2 is the first job's, whether it failed there or is still to come: nothing is stopped or added without it.
+    assert (missing(first), missing(second)) == ([2], [8])
+    measure(2)
+    assert (missing(first), missing(second)) == ([], [])
+    measure(8)
+    (tmp_path / "points" / run.key / "c1.json").unlink()
+    # A point that is gone is measured by its job again, and decides anew.
+    assert (missing(first), missing(second)) == ([1], [])
+
+
+def test_a_level_that_is_added_belongs_to_the_job_that_ends_the_run(tmp_path: Path) -> None:
+    """The knee between the levels of two jobs is refined once both are measured, by whichever asks then."""
+    run = RunId("mine", "hops", "0123456789", 1)
+    asked = Asked((1, 4, 16), {}, {"around": "knee", "points": 1})
+    for level, rate in ((1, 100.0), (4, 390.0), (16, 400.0)):
+        second = cast("SweepRequest", SimpleNamespace(id=run, asked=asked, levels=[16]))
+        assert 8 not in _missing(second, Spool(tmp_path, run), set())
+        made = record(1, level)
+        made["result"] |= {"output_throughput": rate, "mean_e2el_ms": 1e5 * level / rate}
+        write_record(tmp_path / "points" / run.key / f"c{level}.json", made, None)
+    assert _missing(second, Spool(tmp_path, run), set()) == [8]
