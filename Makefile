@@ -40,7 +40,9 @@ check: $(VENV)/.ready-dev
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 
-test: check image packages
+# Set-up is one core's work at a time in each of its parts, so that they go on side by side.
+test: $(VENV)/.ready
+	+$(MAKE) --no-print-directory --jobs=3 check image packages
 	$(BIN)/pytest --numprocesses $(TEST_WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # Debian's Slurm, Podman and the like, as root; the tests of what cannot be installed skip and say what to install.

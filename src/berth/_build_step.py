@@ -28,8 +28,8 @@ class Step:
         """Where pip unpacks: the cache's disk, because /tmp may be small."""
         return self.environment / "tmp"
 
-    def run(self, command: list[str], what: str) -> None:
-        """Run one command.
+    def run(self, command: list[str], what: str, *, needed: bool = True) -> None:
+        """Run one command. The log alone tells of the failure of one that is not needed.
 
         Raises:
             BerthError: it failed; the message has its last lines.
@@ -50,7 +50,7 @@ class Step:
                 pass_fds=(self.lock_fd,),
                 check=False,
             )
-        if done.returncode == 0:
+        if done.returncode == 0 or not needed:
             return
         text = self.log.read_bytes()[before:].decode(errors="replace")
         tail = "\n".join(text.splitlines()[-_ERROR_LINES:])

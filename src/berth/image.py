@@ -167,10 +167,15 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     started = time.monotonic()
     step = Step(environment, log, lock_fd)
     step.run([str(interpreter), "-m", "venv", str(environment)], "making the environment")
-    pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--no-input", "--only-binary=:all:"]
+    python = [str(environment / "bin" / "python"), "-m"]
+    # pip compiles file after file, on one core, and the packages' own tests too.
+    pip = [*python, "pip", "install", "--no-input", "--no-compile", "--only-binary=:all:"]
     if plan.lock.has("torch"):
         _install_torch(step, pip, plan.lock, torch_index)
     step.run([*pip, "--no-deps", "--requirement", str(plan.lock.path)], f"installing {plan.package}")
+    # A file that is in the syntax of another Python is compiled by nobody; any other that is not costs time at starts.
+    compiling = [*python, "compileall", "-q", "-j", "0", "-x", "/tests/", str(_site_packages(environment))]
+    step.run(compiling, "compiling", needed=False)
     if plan.package in _ALSO_KNOWN_AS:
         _write_shim(environment, plan)
     program = environment / "bin" / plan.program

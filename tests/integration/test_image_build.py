@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,7 @@ from berth.errors import BerthError
 from berth.pins import default_lock_file, read_lock
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 
 def test_a_failed_installation_shows_pips_last_lines_and_leaves_no_image(
@@ -57,9 +58,12 @@ def test_the_image_runs_vllm(tmp_path: Path) -> None:
 def test_an_environment_without_torch_is_built_by_its_package_and_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Package, program and size are data: no torch is asked for, no shim is written, and the program must run."""
+    """Package, program and size are data: no torch is asked for, no shim is written, and the program must run.
+
+    Modules are compiled before anybody imports them, and one that no Python compiles does not stop the build.
+    """
     wheel = tmp_path / "wheels/tiny_tool-1.2-py3-none-any.whl"
-    make_wheel(wheel)
+    make_wheel(wheel, {"later.py": "", "broken.py": "print 'of Python 2'\n", "more/tests/test_it.py": ""})
     lock = tmp_path / "tool.lock"
     lock.write_text("tiny-tool==1.2\n")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -70,16 +74,21 @@ def test_an_environment_without_torch_is_built_by_its_package_and_program(
     assert receipt["tool_version"] == "1.2"
     assert "torch_version" not in receipt
     assert not list((tmp_path / "cache").rglob("vllm*"))
+    (packages,) = (Path(receipt["path"]) / "lib").glob("python3.*/site-packages")
+    compiled = {path.name.partition(".")[0] for path in packages.glob("**/__pycache__/*.pyc")}
+    assert "later" in compiled
+    assert not {"broken", "test_it"} & compiled
 
 
-def make_wheel(path: Path) -> None:
-    """A wheel with one program, `tool`, in the form that PEP 427 gives."""
+def make_wheel(path: Path, more: Mapping[str, str]) -> None:
+    """A wheel with one program, `tool`, and more files, in the form that PEP 427 gives."""
     info = "tiny_tool-1.2.dist-info"
     files = {
         "tiny_tool.py": "def main():\n    print('tool 1.2')\n",
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: tiny-tool\nVersion: 1.2\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "[console_scripts]\ntool = tiny_tool:main\n",
+        **more,
     }
     files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
     path.parent.mkdir()
