@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
+from loaded_snakemake import run_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,18 +87,10 @@ class Workspace:
 
     def run(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
         """Run Snakemake to its end; its output. Fails when the exit code is another than expected (None: any)."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.path,
-            env=self.environment(**environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        ended, output = run_loaded(self.command(*arguments)[1:], self.path, self.environment(**environment))
         if code is not None:
-            assert done.returncode == code, f"exit code {done.returncode}, expected {code}:\n{done.stdout[-8000:]}"
-        return done.stdout
+            assert ended == code, f"exit code {ended}, expected {code}:\n{output[-8000:]}"
+        return output
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
         """Start Snakemake in a session of its own; its output goes to run.log in the workspace."""
