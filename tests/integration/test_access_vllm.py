@@ -22,7 +22,7 @@ from berth.tinymodel import generate_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [needs_nginx, pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [needs_nginx, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

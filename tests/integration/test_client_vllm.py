@@ -32,7 +32,7 @@ from berth.validity import Observed, Thresholds, judge
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 WORKER = Path(worker.__file__)
 KEY = "sk-a-key-of-the-test-7f3a"
@@ -43,7 +43,7 @@ OFFLINE = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
-START_S = 200
+START_S = 500
 
 
 def environment_python() -> Path:
@@ -147,7 +147,7 @@ def warm(bench: Bench, folder: Path) -> Iterator[Any]:
     with bench.client(folder, "warm") as client:
         client.prepare(bench.settings(), warm_up_settings(bench.settings(), 4))
         _wait_healthy(bench)
-        client.wait_ready(200)
+        client.wait_ready(START_S)
         client.warm_up(bench.settings(), folder / "scratch", num_prompts=4, concurrency=2)
         yield client
 

@@ -28,7 +28,7 @@ from berth.tinymodel import generate_model
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 KEY = "sk-a-key-of-the-test-5e21"
 FAILURES = (

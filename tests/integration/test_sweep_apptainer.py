@@ -26,7 +26,7 @@ from container_runs import (
 from berth.processes import start_ticks
 
 __all__ = ["ended_sweeps"]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["ended_sweeps"]
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 CDI = Path("/etc/cdi/berth-test.yaml")
 # A CDI device that is no GPU: what the flag asks for is passed in, and can be seen inside.

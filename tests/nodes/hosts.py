@@ -133,7 +133,7 @@ class HostsWorkspace(Workspace):
         """What the sweeps have told."""
         return "".join(path.read_text() for path in sorted(self.path.glob("results/logs/sweep/**/*.log")))
 
-    def wait_for(self, text: str, running: subprocess.Popen[bytes], limit_s: float = 180.0) -> None:
+    def wait_for(self, text: str, running: subprocess.Popen[bytes], limit_s: float = 600.0) -> None:
         """Return when the sweeps have told this; fail when Snakemake ends before."""
         wait_until(lambda: text in self.log() or running.poll() is not None, text, limit_s)
         assert text in self.log(), (self.path / "run.log").read_text()[-6000:]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hosts import Hosts
 
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1200)]
 
 HERE = Path(__file__).resolve().parent
 # The sweep's own process moves into the namespace from which all hosts are reached.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from behind_gap import Gap
     from workspace import Workspace
 
-pytestmark = [pytest.mark.workflow, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.workflow, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 # What libraries say when they look for something on the internet and wait for it.
 WAITED = re.compile(

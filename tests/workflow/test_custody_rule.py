@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from workspace import Workspace
 
-pytestmark = [pytest.mark.workflow, pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.workflow, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 
 def test_measured_points_hold_until_a_byte_changes(workspace: Workspace) -> None:
