@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CONCURRENCY, RATE = "concurrency", "request_rate_req_s"
 _DEFINITION = ["source", "experiment", "figure", "platform", "deployment", "spec"]
 # What may tell two curves of one platform apart, in the order in which a label uses it.
-_QUALIFIERS = ("source", "deployment", "figure", "experiment", "spec")
+_QUALIFIERS = ("source", "deployment", "figure", "experiment", "client", "spec")
 
 
 @dataclass(frozen=True)

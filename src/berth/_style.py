@@ -131,10 +131,13 @@ def log_axis(axis: Axis, *, dense: bool) -> None:
 
 
 def linear_axis(ax: Axes) -> None:
-    """Plain numbers from 0 on."""
+    """Plain numbers from 0 on, of which the data is known."""
     ax.yaxis.set_major_locator(MaxNLocator(6))
     ax.yaxis.set_major_formatter(FuncFormatter(plain))
-    ax.set_ylim(bottom=0)
+    # matplotlib leaves room by the range of the data: a flat curve would be cut at the top.
+    highest = float(ax.dataLim.intervaly[1])
+    top = ax.get_ylim()[1]
+    ax.set_ylim(0, max(top, highest * 1.03) if np.isfinite(highest) else top)
 
 
 def plain(value: float, _position: int | None = None) -> str:

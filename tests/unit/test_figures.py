@@ -187,14 +187,26 @@ def test_axes_are_the_papers() -> None:
     assert ax.get_ylim()[0] == 0
 
 
+def test_a_flat_curve_is_whole_below_the_top() -> None:
+    """Room above a curve is a part of its height, and not of its range."""
+    rows = [row(1, level, output_throughput_tok_s=640.0 + level) for level in (1, 2)]
+    (ax,) = make_figure(frame(rows), "output_throughput", "T").axes
+    assert ax.get_ylim()[1] > 642 * 1.02
+
+
 def test_curves_are_told_apart_by_what_differs() -> None:
-    """Platform, run and host name a curve; source, deployment or spec are added only where they are needed."""
+    """Platform, run and host name a curve; source, deployment, client or spec are added only where needed."""
     plain = frame([row(1, 1), row(2, 1)])
     assert labels(make_figure(plain, "output_throughput", "T")) == ["Hops run 1 (hops01)", "Hops run 2 (hops02)"]
     specs = frame([row(1, 1), row(1, 1, spec="abcdef0123")])
     assert [label.split(" (")[0] for label in labels(make_figure(specs, "output_throughput", "T"))] == [
         "Hops run 1, 0123456789",
         "Hops run 1, abcdef0123",
+    ]
+    clients = frame([row(1, 1, client="vllm-bench"), row(1, 1, spec="abcdef0123", client="guidellm")])
+    assert [label.split(" (")[0] for label in labels(make_figure(clients, "output_throughput", "T"))] == [
+        "Hops run 1, vllm-bench",
+        "Hops run 1, guidellm",
     ]
     both = combine([plain, read_published(PUBLISHED / "beltre2025" / "fig12.csv")])
     assert labels(make_figure(both, "output_throughput", "T"))[1:3] == [
