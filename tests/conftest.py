@@ -26,7 +26,6 @@ REAL = (
         "test_sweep_apptainer::test_the_real_vllm",
         "test_recipe_vllm",
         "test_access_vllm",
-        "test_image_build::test_the_image_runs_vllm",
         # One cluster for all of them, where there is one.
         "test_cluster_vllm",
         "test_cluster_serve",

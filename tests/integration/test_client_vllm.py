@@ -21,6 +21,8 @@ import pytest
 from shared_starts import vllm_cache_root
 
 import berth._bench_worker as worker
+from berth import instant_server
+from berth.ceiling import stand_in
 from berth.client import BenchSettings, ClientFailed, bench_argv, open_client, warm_up_settings
 from berth.dataset import generate_sharegpt
 from berth.image import default_cache_dir
@@ -232,6 +234,30 @@ def test_prompts_are_the_same_with_and_without_the_memo(bench: Bench, tmp_path: 
     assert [each[:3] for each in seen] == [[True, True, 8]] * 4
     assert all(each[3] == "bench-" for each in seen)
     assert loads == 2
+
+
+def test_the_prompts_that_are_written_down_are_those_that_vllm_sends(bench: Bench, warm: Any, tmp_path: Path) -> None:
+    """The warm client asks a stand-in for exactly the rows, in their order, that --samples writes for other clients."""
+    bodies = tmp_path / "bodies.jsonl"
+    with stand_in(KEY, bodies=bodies) as url:
+        settings = bench.settings(base_url=url, served_model=instant_server.MODEL, num_prompts=20, seed=11)
+        warm.measure(settings, 1, tmp_path)
+    asked, written = tmp_path / "asked.json", tmp_path / "samples.json"
+    asked.write_text(json.dumps([bench_argv(settings, 1, Path("samples.json"))]))
+    words = [str(bench.python), str(WORKER), "--samples", str(asked), str(written)]
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **OFFLINE}
+    subprocess.run(words, env=env, check=True, capture_output=True)
+    (rows,) = json.loads(written.read_text())
+    sent = [json.loads(line) for line in bodies.read_text().splitlines()]
+    # Before it measures, vLLM's client sends one request to see whether the server answers.
+    pairs = [(text_of(body), body["max_completion_tokens"]) for body in sent[-len(rows) :]]
+    assert pairs == [(row["prompt"], row["output_len"]) for row in rows]
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """The prompt in a request, which clients write in two forms."""
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, str) else content[0]["text"]
 
 
 def test_a_real_point_is_accepted_and_the_server_counted_the_same(bench: Bench, warm: Any, folder: Path) -> None:

