@@ -6,7 +6,9 @@ import contextlib
 import os
 import socket
 import subprocess
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -15,21 +17,30 @@ from berth import services, tunnel
 from berth.access_ways import ways
 from berth.checkup import Result, fail, ok, warn
 from berth.errors import BerthError
+from berth.kubectl import Cluster
+from berth.kubeforward import Forward
 from berth.probe import ask
+from berth.processes import new_token
 from berth.sockets import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from berth.access_settings import Login
-    from berth.access_target import Target
+    from berth.access_target import Member, Target
     from berth.access_ways import Way
     from berth.probe import Answer
 
 _CONNECT_S = 5.0
 _COMPLETION_S = 120.0
 _LOGIN_S = 30.0
-_NAMES = {"direct": "direct", "nginx": "NGINX", "route": "Route or Ingress", "tunnel": "ssh tunnel"}
+_NAMES = {
+    "direct": "direct",
+    "forward": "kubectl port-forward",
+    "nginx": "NGINX",
+    "route": "Route or Ingress",
+    "tunnel": "ssh tunnel",
+}
 _ELSEWHERE = {
     "direct": "right outside the cluster's network: take another way in; inside it, ask for the server's node",
     "nginx": "start it on its node: bash nginx.sh run, or let operators include server.conf",
@@ -49,8 +60,10 @@ def probe(target: Target) -> Iterator[Result]:
     model = target.models[0]
     for way in ways(target):
         # A member of several has a key of its own, which a router before it knows.
-        if way.kind in ("direct", "route") and target.needs_router:
+        if way.kind in ("direct", "forward", "route") and target.needs_router:
             yield from _own(target, way)
+        elif way.kind == "forward":
+            yield _through_forward(_member(target, way), way, key, model)
         elif way.kind == "tunnel" and target.platform.access.login:
             yield _through_tunnel(target, target.platform.access.login, way, key, model)
         else:
@@ -73,13 +86,18 @@ def _key(target: Target) -> str | None:
 
 
 def _own(target: Target, way: Way) -> Iterator[Result]:
-    member = next(member for member in target.members if member.name == way.whose)
+    member = _member(target, way)
     try:
         key = services.key_in(Path(member.service.key_file)) if member.key_variable else None
     except BerthError as error:
         yield fail(f"API key of {member.name}: {error}", "its way in cannot be tried without it")
         return
-    yield _tried(way, key, member.service.served_model)
+    through = _through_forward(member, way, key, member.service.served_model) if way.kind == "forward" else None
+    yield through or _tried(way, key, member.service.served_model)
+
+
+def _member(target: Target, way: Way) -> Member:
+    return next(member for member in target.members if member.name == way.whose)
 
 
 def _tried(way: Way, key: str | None, model: str) -> Result:
@@ -138,8 +156,30 @@ def _through_tunnel(target: Target, login: Login, way: Way, key: str | None, mod
     with _open_tunnel(login, port, endpoint) as problem:
         if problem:
             return warn(f"{told}: {problem}", "run tunnel.sh by hand: it may ask you for a password or a token")
-        here = type(way)("tunnel", way.whose, f"http://127.0.0.1:{port}/v1")
-        return _completed(told, here, key, model)
+        return _completed(told, replace(way, base_url=f"http://127.0.0.1:{port}/v1"), key, model)
+
+
+def _through_forward(member: Member, way: Way, key: str | None, model: str) -> Result:
+    place = member.service.kubernetes
+    assert place
+    told = f"{_NAMES['forward']} service/{place.service} ({way.whose})"
+    cluster = Cluster(place.context, place.namespace)
+    with tempfile.TemporaryDirectory(prefix="berth-forward-") as folder:
+        log = Path(folder) / "log"
+        forward = Forward(cluster, place.port, log_path=log, token=new_token())
+        try:
+            forward.to(f"service/{place.service}")
+            port = forward.port()
+            if not port:
+                lines = log.read_text(errors="replace").strip().splitlines()
+                return warn(
+                    f"{told}: {lines[-1] if lines else 'no answer'}", "see kubectl get pods, and your own rights"
+                )
+            return _completed(told, replace(way, base_url=f"http://127.0.0.1:{port}/v1"), key, model)
+        except BerthError as error:
+            return warn(f"{told}: {error}", "put kubectl on PATH: tools/install-helm.sh")
+        finally:
+            forward.close()
 
 
 @contextlib.contextmanager

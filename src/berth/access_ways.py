@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Way:
     """One way in. `base_url` ends in /v1; `ca_file` is "" where the system's CAs do. `whose` is a deployment or all."""
 
-    kind: Literal["direct", "nginx", "route", "tunnel"]
+    kind: Literal["direct", "forward", "nginx", "route", "tunnel"]
     whose: str
     base_url: str
     ca_file: str = ""
@@ -37,6 +37,11 @@ def ways(target: Target) -> list[Way]:
         Way("direct", member.name, f"http://{tunnel.reached(member.service).replace(' ', ':')}/v1")
         for member in target.members
         if tunnel.reached(member.service)
+    ]
+    found += [
+        Way("forward", member.name, f"http://127.0.0.1:{local_port(target)}/v1")
+        for member in target.members
+        if member.service.kubernetes
     ]
     return found
 

@@ -37,7 +37,7 @@ class Forward:
         self._process: subprocess.Popen[bytes] | None = None
 
     def to(self, pod: str) -> None:
-        """From now on it leads to this pod."""
+        """From now on it leads to this pod, or to what else is named by its kind, such as service/NAME."""
         if pod != self._pod:
             self.close()
             self._pod = pod
@@ -50,12 +50,13 @@ class Forward:
         try:
             self._start()
         except ClusterError as error:
-            logger.info("no way to pod %s yet: %s", self._pod, error)
+            logger.info("no way to %s yet: %s", self._pod, error)
             return 0
         return self._local
 
     def _start(self) -> None:
-        argv = self._cluster.kubectl("port-forward", "--address=127.0.0.1", f"pod/{self._pod}", f":{self._port}")
+        named = self._pod if "/" in self._pod else f"pod/{self._pod}"
+        argv = self._cluster.kubectl("port-forward", "--address=127.0.0.1", named, f":{self._port}")
         start = self._log_path.stat().st_size if self._log_path.exists() else 0
         self._process = spawn(
             argv,

@@ -15,6 +15,7 @@ import yaml
 from cluster_site import Site, until
 
 from berth import kubeserve, services
+from berth.access import access
 from berth.kubeforward import Forward
 from berth.parse import load_config
 from berth.rendering import renderings
@@ -74,6 +75,17 @@ def test_it_is_up_with_a_key_that_only_its_file_has(
     forward.to(served.instances[0].id)
     assert complete(forward.port(), key, 5) == 5
     forward.close()
+
+
+def test_access_goes_through_kubectl_where_there_is_no_route(
+    site: Site, served: services.Service, tmp_path: Path
+) -> None:
+    """The probe asks the service for a token by the command that ACCESS.md shows."""
+    del served
+    work, report = site.folder / "served", tmp_path / "report.txt"
+    raw = {**yaml.safe_load((work / "config/config.yaml").read_text()), "platform": "goodall", "deployment": "tiny"}
+    access(load_config({**raw, "config_dir": str(work / "config")}, work), work, report)
+    assert "ok    kubectl port-forward service/tiny (tiny): one token in" in report.read_text()
 
 
 def test_a_container_that_ends_is_started_again_and_counted(

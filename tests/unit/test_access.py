@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from access_cases import KEY, MODEL, Site
+from access_cases import KEY, MODEL, Site, running
 
 from berth import services
 from berth.access import refresh
@@ -238,6 +238,42 @@ def test_the_probe_says_what_is_wrong(tmp_path: Path) -> None:
     (told,) = probe(site.written("a"))
     assert told.status == "WARN"
     assert "a on local is down" in told.what
+
+
+# In the place of kubectl: it says that a port is forwarded, or what the cluster says. Real ones: tests/kubernetes.
+KUBECTL = """#!/bin/sh
+case "$*" in
+  "--namespace=genai port-forward --address=127.0.0.1 service/a :80") ;;
+  *) echo "asked for: $*" >&2; exit 1 ;;
+esac
+[ -z "{fails}" ] || {{ echo 'error: no pod of service/a is ready' >&2; exit 1; }}
+echo "Forwarding from 127.0.0.1:{port} -> 8000"
+exec sleep 60
+"""
+
+
+def test_the_probe_goes_through_kubectl_where_nothing_leads_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service without Route or Ingress is tried as ACCESS.md says; a way that cannot be taken is told with why."""
+    site = Site.create(tmp_path / "site", {})
+    place = KubernetesPlace("", "genai", "a", "a", 80)
+    site.serve("a", 0, endpoint=None, instances=(), kubernetes=place)
+    target = site.written("a")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    with running() as server:
+        for fails, status, told in (
+            ("", "ok", "kubectl port-forward service/a (a): one token in"),
+            ("yes", "WARN", "error: no pod of service/a is ready"),
+        ):
+            (folder / "kubectl").write_text(KUBECTL.format(port=server.port, fails=fails))
+            (folder / "kubectl").chmod(0o755)
+            _, way = probe(target)
+            assert (way.status, told in way.what) == (status, True), way
+    (folder / "kubectl").unlink()
+    monkeypatch.setenv("PATH", str(folder))
+    _, way = probe(target)
+    assert (way.status, "'kubectl' was not found" in way.what) == ("WARN", True), way
 
 
 def test_a_served_server_listens_at_the_interface_alone() -> None:
