@@ -40,6 +40,8 @@ check: $(VENV)/.ready-dev
 	$(BIN)/mypy --cache-dir $(BERTH_CACHE)/mypy
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	@# Every test is found; and pytest's workers find all files compiled, instead of each compiling them beside the others.
+	@$(BIN)/pytest --collect-only --quiet --quiet >$(VENV)/collected || { tail -n 40 $(VENV)/collected; exit 1; }
 
 # Set-up is one core's work at a time in each of its parts, so that they go on side by side.
 test: $(VENV)/.ready

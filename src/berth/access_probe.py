@@ -92,8 +92,8 @@ def _own(target: Target, way: Way) -> Iterator[Result]:
     except BerthError as error:
         yield fail(f"API key of {member.name}: {error}", "its way in cannot be tried without it")
         return
-    through = _through_forward(member, way, key, member.service.served_model) if way.kind == "forward" else None
-    yield through or _tried(way, key, member.service.served_model)
+    model = member.service.served_model
+    yield _through_forward(member, way, key, model) if way.kind == "forward" else _tried(way, key, model)
 
 
 def _member(target: Target, way: Way) -> Member:

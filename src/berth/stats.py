@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # More than a site would ever repeat: beyond it a wished precision is called out of reach.
 MOST_RUNS = 1000
+# From such a t on scipy's noncentral distribution loses its digits, and it has none from a million on.
+_FAR = 10_000.0
 
 
 @dataclass(frozen=True)
