@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from berth.coordinates import level_name, level_of
 from berth.record import write_record
 from berth.report import report
 from berth.report_provenance import write_provenance
 from berth.tidy import tidy_records, write_tidy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[1]
 KINDS = ["output_throughput", "request_throughput", "ttft", "tpot", "itl", "e2el", "throughput_vs_latency"]
@@ -111,8 +114,23 @@ def records() -> list[dict[str, Any]]:
     return made
 
 
-def make_report(folder: Path, made: list[dict[str, Any]], **more: Any) -> Path:
-    """Write records, table, provenance and page below a folder; the page. `more` replaces fields of the experiment."""
+def at_rate(run: int, rate: float) -> dict[str, Any]:
+    """A whole record of a point at a rate, saturated at 3 requests per second."""
+    made = record(run, 4)
+    point = {key: value for key, value in made["point"].items() if key != "concurrency"}
+    made["point"] = point | {"request_rate": rate}
+    made["result"] |= {"request_throughput": min(rate, 3.0), "output_throughput": 50 * min(rate, 3.0)}
+    made["spec"]["benchmark"]["request_rate"] = "swept"
+    return made
+
+
+def make_report(
+    folder: Path, made: list[dict[str, Any]], decides: Mapping[str, Any] | None = None, **more: Any
+) -> Path:
+    """Write records, table, provenance and page below a folder; the page. `more` replaces fields of the experiment.
+
+    `decides` is how its sweep stops and refines.
+    """
     points, failures = [], []
     for each in made:
         point = each["point"]
@@ -122,7 +140,8 @@ def make_report(folder: Path, made: list[dict[str, Any]], **more: Any) -> Path:
         write_record(path, each, None)
         paths.append(path)
     table, origin, page = (folder / name for name in ("points.parquet", "provenance.json", "index.html"))
-    write_tidy(tidy_records(points, failures, (), {"hops": "Hops"}), table, folder / "points.csv")
+    asked = {"mine": decides} if decides else {}
+    write_tidy(tidy_records(points, failures, (), {"hops": "Hops"}, asked=asked), table, folder / "points.csv")
     write_provenance(points, failures, origin)
     mine = {"name": "mine", "title": "Scout on Hops", "kinds": KINDS, "published": ["beltre2025/fig9"], **more}
     report(

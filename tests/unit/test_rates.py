@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from report_points import make_report, record
+from report_points import at_rate, make_report, record
 
 from berth import parts
 from berth.bench import BenchSettings, bench_argv
@@ -40,17 +40,6 @@ def plan_of(root: Path, **benchmark: Any) -> Plan:
     raw["benchmarks"]["demo"] = demo | {"request_rates": list(RATES), **benchmark}
     places = {"config_dir": str(ROOT / "config"), "published_dir": str(ROOT / "data/published")}
     return make_plan(load_config({**raw, **places}, ROOT), root)
-
-
-def rated(run: int, rate: float) -> dict[str, Any]:
-    """A whole record of a point at a rate, saturated at 3 requests per second."""
-    made = record(run, 4)
-    made["point"] = {key: value for key, value in made["point"].items() if key != "concurrency"} | {
-        "request_rate": rate
-    }
-    made["result"] |= {"request_throughput": min(rate, 3.0), "output_throughput": 50 * min(rate, 3.0)}
-    made["spec"]["benchmark"]["request_rate"] = "swept"
-    return made
 
 
 def keep(folder: Path, *records: dict[str, Any]) -> list[Path]:
@@ -91,7 +80,7 @@ def test_only_new_rates_are_missing(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     assert sorted(key.rpartition("/")[2] for key in plan.missing) == sorted(["q0.5", "q1", "q2.25", "q10"] * 2)
     run = next(iter(plan.runs.values()))
-    base = rated(1, 1)
+    base = at_rate(1, 1)
     base["point"] |= {"experiment": "local", "platform": "local", "spec": run.id.spec}
     for rate in RATES:
         keep(tmp_path / "results/points", base | {"point": base["point"] | {"request_rate": float(rate)}})
@@ -158,7 +147,7 @@ def test_table_and_figures_of_rates_beside_levels_of_concurrency(tmp_path: Path)
     """Both kinds of sweep stand in one table; each figure shows its own kind, and delivered beside offered rates."""
     other = record(1, 4)
     other["point"]["spec"] = "9876543210"
-    paths = keep(tmp_path / "points", other, *(rated(run, rate) for run in (1, 2) for rate in RATES))
+    paths = keep(tmp_path / "points", other, *(at_rate(run, rate) for run in (1, 2) for rate in RATES))
     table = tidy_records(paths, [])
     rows = table[table["request_rate_req_s"].notna()]
     assert rows["request_rate_req_s"].tolist() == [*RATES] * 2
@@ -176,7 +165,7 @@ def test_table_and_figures_of_rates_beside_levels_of_concurrency(tmp_path: Path)
 
 def test_report_has_the_rate_on_its_axis(tmp_path: Path) -> None:
     """The page's figures and tables know the rate: in words, in the data, and without a concurrency."""
-    made = [rated(run, rate) for run in (1, 2) for rate in RATES]
+    made = [at_rate(run, rate) for run in (1, 2) for rate in RATES]
     page = make_report(tmp_path, made, kinds=["request_throughput_over_rate"], published=[])
     text = page.read_text()
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
@@ -191,7 +180,7 @@ def test_report_has_the_rate_on_its_axis(tmp_path: Path) -> None:
 
 def test_sources_of_statistics_find_points_at_rates(tmp_path: Path) -> None:
     """Records of both kinds are read with their files, for statistics and comparison."""
-    (path,) = keep(tmp_path / "results/points", rated(1, 2.25))
+    (path,) = keep(tmp_path / "results/points", at_rate(1, 2.25))
     source = open_source("mine", root=tmp_path, results="results", published_dir="p", experiments=["mine"], labels={})
     assert source.files == {0: path}
 
@@ -208,17 +197,17 @@ def test_watch_shows_a_sweep_over_rates(tmp_path: Path) -> None:
     assert standing.levels == (Rate(0.5), Rate(2))
     assert standing.ended_s == {Rate(0.5): 3.0}
     assert isinstance(standing.level, Rate)
-    keep(tmp_path / "results/points", rated(1, 2.25))
+    keep(tmp_path / "results/points", at_rate(1, 2.25))
     (seen,) = Watched(tmp_path / "results").look()
     assert str(seen.done[0].level) == "2.25 requests/s"
 
 
 def test_a_record_says_one_level(tmp_path: Path) -> None:
     """A point has a concurrency or a rate; its requests file has the name of its level."""
-    (path,) = keep(tmp_path, rated(1, 2.25))
+    (path,) = keep(tmp_path, at_rate(1, 2.25))
     assert path.name == "q2.25.json"
     assert read_record(path, key=f"{RUN.key}/q2.25")["point"]["request_rate"] == 2.25
-    both = rated(1, 2.25)
+    both = at_rate(1, 2.25)
     both["point"]["concurrency"] = 4
     with pytest.raises(BerthError):
         write_record(tmp_path / "q2.25.json", both, None)

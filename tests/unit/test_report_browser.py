@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from headless_browser import SKIP, Page, browser, program
-from report_points import crashed, flagged, make_report, record, records
+from report_points import at_rate, crashed, flagged, make_report, record, records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -280,6 +280,40 @@ def test_hostile_names_do_nothing(tab: Page, tmp_path: Path) -> None:
     assert HOSTILE in tab.ask(f"{FIGURE}.querySelector('.legend').textContent")
     assert tab.ask("window.hit === undefined")
     assert tab.ask("document.images.length") == 0
+    assert tab.problems == []
+
+
+def test_rates_have_their_own_axis(tab: Page, tmp_path: Path) -> None:
+    """A sweep over rates is drawn over rates, and its values are told at them, in every figure and in the table."""
+    kinds = ["output_throughput_over_rate", "ttft_over_rate"]
+    made = [at_rate(1, rate) for rate in (0.5, 2, 8)]
+    opened(tab, make_report(tmp_path, made, published=[], kinds=kinds).as_uri(), 1280, 900)
+    figure = "document.querySelector('figure[data-kind=output_throughput_over_rate]')"
+    told = tab.ask(f"[...{figure}.querySelectorAll('.stage text')].map(node => node.textContent)")
+    assert {"0.5", "2", "8", "Request rate (requests/s)"} <= set(told)
+    assert tab.ask("[...document.querySelectorAll('.stage')].map(s => s.querySelectorAll('.curve').length)") == [1, 1]
+    tab.ask(f"{figure}.querySelector('.stage').focus()")
+    tab.press("ArrowRight")
+    tab.press("ArrowRight")
+    tip = tab.ask(f"{figure}.querySelector('.tip').innerText")
+    assert "2 requests/s" in tip
+    assert "100 tokens/s" in tip
+    assert cells(tab, "request rate") == ["0.5", "2", "8"]
+    assert tab.problems == []
+
+
+def test_a_sweep_that_stopped_says_so_and_is_no_crash(tab: Page, tmp_path: Path) -> None:
+    """The word stands where the sweep stopped, without a cross, and the levels left out are rows with the reason."""
+    made = [record(1, level) for level in (1, 2, 4)]
+    for each in made:
+        each["result"] |= {"output_throughput": 100.0}
+    decides = {"levels": (1, 2, 4, 8), "stop_when": {"saturated": {"gain": 0.02, "points": 2}}, "refine": {}}
+    opened(tab, make_report(tmp_path, made, decides, published=[]).as_uri(), 1280, 900)
+    assert "stopped" in tab.ask(TICKS)
+    assert tab.ask(f"{FIGURE}.querySelectorAll('path.mark').length") == 0
+    assert "Left out, and not failed: Hops run 1 stopped at concurrency 4" in tab.ask("document.body.innerText")
+    filter_rows(tab, "left_out")
+    assert cells(tab, "concurrency") == ["8"]
     assert tab.problems == []
 
 
