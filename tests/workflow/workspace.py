@@ -89,7 +89,8 @@ class Workspace:
         """Run Snakemake to its end; its output. Fails when the exit code is another than expected (None: any)."""
         program, *words = self.command(*arguments)
         environ = self.environment(**environment)
-        if Path(program).name == "snakemake":
+        # What Python itself reads at its start is nothing that a fork could be told.
+        if Path(program).name == "snakemake" and not any(name.startswith("PYTHON") for name in environment):
             ended, output = run_loaded(words, self.path, environ)
         else:
             done = subprocess.run(
