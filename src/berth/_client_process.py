@@ -27,6 +27,7 @@ _GRACE_S = 3.0
 _TAIL_BYTES = 6000
 _TAIL_LINES = 15
 _POLL_S = 0.1
+_ENDED_POLL_S = 0.01
 _BAR = re.compile(rb"(\d+)/(\d+) \[")
 _BAR_BYTES = 4096
 
@@ -59,18 +60,19 @@ def start_group(
 def end_group(
     process: subprocess.Popen[bytes], grace_s: float = _GRACE_S, end_rest: Callable[[], None] | None = None
 ) -> None:
-    """End every process of the session's group: asked first, killed after `grace_s`. Returns when they are gone.
+    """End every process of the session: its group is asked first, all are killed after `grace_s` or when it has ended.
 
-    `end_rest` ends what is not of the group, such as a container, whose first process does not heed TERM.
+    Returns when they are gone. `end_rest` ends what is not of the session, such as a container, whose first process
+    does not heed TERM.
     """
     try:
         if end_rest is not None:
             end_rest()
         _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_s)
+        _await(process, grace_s)
     finally:
-        # Also when the wait was interrupted: nothing of the group may outlive this call.
+        # Also when the wait was interrupted: nothing of the session may outlive this call. Until it is reaped, its
+        # number is that of no other session.
         if process.returncode is None:
             kill_session(process.pid)
         _signal_group(process.pid, signal.SIGKILL)
@@ -79,6 +81,15 @@ def end_group(
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def _await(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Wait until a process has ended, and leave it to be reaped."""
+    end = time.monotonic() + limit_s
+    while process.returncode is None and time.monotonic() < end:
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
+            return
+        time.sleep(_ENDED_POLL_S)
 
 
 def _signal_group(group: int, number: int) -> None:

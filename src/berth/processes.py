@@ -194,11 +194,19 @@ def guarded(argv: Sequence[str]) -> list[str]:
 
 
 def kill_session(leader: int) -> None:
-    """KILL every process of a session whose leader is a child that is not reaped yet."""
-    for pid, state, _, session in _own_processes():
-        if session == leader and state not in "ZXx":
+    """KILL every process of a session whose leader is a child that is not reaped yet, until none is left.
+
+    A process that is born while the others are killed is in no list that was made before.
+    """
+    limit = time.monotonic() + _KILL_LIMIT_S
+    empty_scans = 0
+    while empty_scans < 2 and time.monotonic() < limit:
+        found = [pid for pid, state, _, session in _own_processes() if session == leader and state not in "ZXx"]
+        for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        empty_scans = 0 if found else empty_scans + 1
+        time.sleep(_SCAN_S if found else 0.0)
 
 
 def start_ticks(pid: int) -> int | None:
