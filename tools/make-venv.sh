@@ -18,8 +18,5 @@ if ! "$python" -m venv --clear "$venv"; then
     exit 1
   fi
 fi
-# pip compiles file after file, on one core, and the packages' own tests too, which are a third of them.
-"$venv/bin/pip" install --quiet --no-compile --no-deps --require-hashes --requirement "$lock"
-"$venv/bin/python" -m compileall -q -j 0 -x '/tests/' "$venv/lib" ||
-  echo "Some modules could not be compiled beforehand, which costs time at each start and nothing else." >&2
+bash "$(dirname "$0")/install-locked.sh" "$venv" "$lock"
 "$venv/bin/pip" install --quiet --no-deps --no-build-isolation --editable .

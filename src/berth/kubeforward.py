@@ -1,4 +1,4 @@
-"""A way from this machine to a port of a pod, made anew whenever it breaks."""
+"""A way from this machine to a port of a pod or a service, made anew whenever it breaks."""
 
 from __future__ import annotations
 
@@ -32,31 +32,30 @@ class Forward:
         self._port = port
         self._log_path = log_path
         self._token = token
-        self._pod = ""
+        self._named = ""
         self._local = 0
         self._process: subprocess.Popen[bytes] | None = None
 
-    def to(self, pod: str) -> None:
-        """From now on it leads to this pod, or to what else is named by its kind, such as service/NAME."""
-        if pod != self._pod:
+    def to(self, named: str) -> None:
+        """From now on it leads to this, by kubectl's names: pod/NAME or service/NAME."""
+        if named != self._named:
             self.close()
-            self._pod = pod
+            self._named = named
 
     def port(self) -> int:
-        """The port of this machine that leads to the pod now; 0 where there is no way at the moment."""
+        """The port of this machine that leads there now; 0 where there is no way at the moment."""
         if self._process is not None and self._process.poll() is None:
             return self._local
         self.close()
         try:
             self._start()
         except ClusterError as error:
-            logger.info("no way to %s yet: %s", self._pod, error)
+            logger.info("no way to %s yet: %s", self._named, error)
             return 0
         return self._local
 
     def _start(self) -> None:
-        named = self._pod if "/" in self._pod else f"pod/{self._pod}"
-        argv = self._cluster.kubectl("port-forward", "--address=127.0.0.1", named, f":{self._port}")
+        argv = self._cluster.kubectl("port-forward", "--address=127.0.0.1", self._named, f":{self._port}")
         start = self._log_path.stat().st_size if self._log_path.exists() else 0
         self._process = spawn(
             argv,

@@ -302,7 +302,7 @@ class ReleaseServer:
             log_path=deployed.logs.absolute() / "forward.log",
             token=self._token,
         )
-        self._forward.to(self._pod.name)
+        self._forward.to(f"pod/{self._pod.name}")
         if deployed.start_client(values):
             self.events.append(("client_pod_ready", time.monotonic() - self.started))
 

@@ -206,7 +206,7 @@ def kill_session(leader: int) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         empty_scans = 0 if found else empty_scans + 1
-        time.sleep(_SCAN_S if found else 0.0)
+        time.sleep(_SCAN_S if found else 0.01)
 
 
 def start_ticks(pid: int) -> int | None:

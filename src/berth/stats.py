@@ -129,10 +129,6 @@ def _hedges(
     return difference / sd * correction, low * scale * correction, high * scale * correction
 
 
-# From here scipy's distribution loses its digits, and it has none from a million on.
-_FAR = 10_000.0
-
-
 def _noncentrality(t: float, df: int, probability: float) -> float:
     """The noncentrality with which a noncentral t falls below `t` with this probability."""
     if abs(t) > _FAR:

@@ -72,7 +72,7 @@ def test_it_is_up_with_a_key_that_only_its_file_has(
     assert key.encode() not in shown
     assert site.store.environ["AWS_SECRET_ACCESS_KEY"].encode() not in shown
     forward = Forward(site.cluster, served.instances[0].port, log_path=tmp_path / "forward.log", token="test")
-    forward.to(served.instances[0].id)
+    forward.to(f"pod/{served.instances[0].id}")
     assert complete(forward.port(), key, 5) == 5
     forward.close()
 
@@ -108,7 +108,7 @@ def test_a_request_in_flight_ends_before_the_server(
     instance = kubeserve.look(request_).instances[0]
     key = services.key_in(Path(served.key_file))
     forward = Forward(site.cluster, instance.port, log_path=tmp_path / "forward.log", token="test")
-    forward.to(instance.id)
+    forward.to(f"pod/{instance.id}")
     port, answers = forward.port(), []
     thread = threading.Thread(target=lambda: answers.append(complete(port, key, 1900)))
     thread.start()
