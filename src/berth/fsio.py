@@ -74,14 +74,17 @@ def write_text(path: Path, text: str, *, mode: int = 0o644) -> None:
     write_bytes(path, text.encode(), mode=mode)
 
 
-def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
-    """Write a whole JSON file or nothing: keys in the order given, two spaces, one newline at the end."""
-    write_text(path, json_text(value), mode=mode)
+def write_json(path: Path, value: Any, *, mode: int = 0o644, indent: int | None = 2) -> None:
+    """Write a whole JSON file or nothing: keys in the order given, one newline at the end.
+
+    Without `indent` it is one line, which takes a tenth of the time: for what has thousands of entries.
+    """
+    write_text(path, json_text(value, indent=indent), mode=mode)
 
 
-def json_text(value: Any) -> str:
+def json_text(value: Any, *, indent: int | None = 2) -> str:
     """The text that write_json writes."""
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def canonical_json(value: Any) -> str:

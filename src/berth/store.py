@@ -158,7 +158,7 @@ def push_model(
         "checksum_mode": mode,
         "duration_s": round(time.monotonic() - started, 3),
     }
-    write_json(receipt_path, receipt)
+    write_json(receipt_path, receipt, indent=None)
     logger.info("%s/%s is whole: %s", store, prefix, _counts_text(receipt))
     if plan.extra and not delete_extra:
         logger.info("%s/%s also has %s that are not in the manifest", store, prefix, told(counts["extra"]))
@@ -266,7 +266,7 @@ def stage_model(
         "checksum_mode": mode,
         "duration_s": round(time.monotonic() - started, 3),
     }
-    write_json(receipt_path, receipt)
+    write_json(receipt_path, receipt, indent=None)
     logger.info("%s is whole: %s", dest, _counts_text(receipt))
     return receipt
 

@@ -117,7 +117,8 @@ class WireSession:
             left = span.size_bytes
             while left:
                 with self._errors_of_the_way():
-                    count = answer.readinto(self._buffer[: min(len(self._buffer), left)])
+                    wanted = min(len(self._buffer), left)
+                    count = self._receive(connection, answer, wanted, first=left == span.size_bytes)
                     if not count:
                         raise http.client.IncompleteRead(b"", left)
                 left -= count
@@ -169,6 +170,23 @@ class WireSession:
             else:
                 connection.sock.sendall(_read(body.fd, at, count))
             at += count
+
+    def _receive(
+        self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, wanted: int, *, first: bool
+    ) -> int:
+        """Fill the buffer from an answer's body; returns how many bytes came, 0 at its end.
+
+        Python's own reader goes to the kernel, and takes its lock again, for each piece that has arrived: a download
+        took a third more time. It is asked for what came with the headers alone, which it holds.
+        """
+        if self._place.tls is not None:
+            return answer.readinto(self._buffer[:wanted])
+        if first:
+            return answer.readinto(self._buffer[: min(wanted, len(answer.fp.peek(1)))])
+        count = connection.sock.recv_into(self._buffer, wanted, socket.MSG_WAITALL)
+        # What is left of it, by which the connection is free for the next request.
+        answer.length = (answer.length or 0) - count
+        return count
 
     def _answer(self, connection: http.client.HTTPConnection, operation: str) -> http.client.HTTPResponse:
         answer = connection.getresponse()

@@ -8,19 +8,17 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from access_cases import KEY
 from nginx_runs import connect, make_certificate, needs_nginx, proxied, site
-from test_serve_vllm import environment_python, launch
+from real_server import KEY
 
 from berth.access import access
 from berth.errors import BerthError
-from berth.processes import new_token
-from berth.ready import Checks, wait_until_ready
-from berth.serve import serve
-from berth.tinymodel import generate_model
+from berth.sockets import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from real_server import RealServer
 
 pytestmark = [needs_nginx, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
@@ -38,40 +36,38 @@ def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_vllm_behind_it_with_the_examples_as_written(
-    tmp_path: Path, certificate: Path, capsys: pytest.CaptureFixture[str]
+    vllm_server: RealServer, tmp_path: Path, certificate: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """curl.sh, openai_example.py and the probe ask the real vLLM through NGINX, and tokens arrive one by one."""
-    python = environment_python()
-    generate_model(dest=tmp_path / "tiny", manifest_path=tmp_path / "manifest.json", seed=1)
+    vllm_server.wait()
     here = site(tmp_path, certificate)
-    plan = launch(tmp_path / "tiny", tmp_path, key=KEY)
-    with serve(plan, log_path=tmp_path / "log", token=new_token(), grace_s=20, known_failures=()) as server:
-        wait_until_ready(server, api_key=KEY, checks=Checks(), stall_s=300, request_timeout_s=10, poll_s=0.1)
-        here.serve("a", plan.port, served_model="tiny")
-        target = here.written("a")
-        with proxied(target) as port:
-            curl = run("bash", target.folder / "curl.sh")
-            assert '"object":"chat.completion"' in curl.stdout.replace(" ", "")
-            # One event for each token, and the last one; this model may say that it has ended before its 32 tokens.
-            assert curl.stdout.count("data: ") > 3
-            assert curl.stdout.rstrip().endswith("data: [DONE]")
-            openai = run(str(python), target.folder / "openai_example.py")
-            assert openai.stdout.strip()
-            wrong = run("bash", target.folder / "curl.sh", check=False, VLLM_API_KEY="wrong")
-            assert wrong.returncode == 22
-            assert "401" in wrong.stderr
-            # A reader that the machine lets wait finds several tokens at once, but never the whole answer.
-            first, *others = stream_of(port, certificate)
-            assert b"data: " in first
-            assert b"[DONE]" not in first
-            assert b"[DONE]" in others[-1]
-            report = tmp_path / "report.txt"
-            access(here.config("a"), here.path, report)
-            lines = report.read_text().splitlines()
-            assert sum(line.startswith("ok") and "one token in" in line for line in lines) == 2, lines
-        # NGINX is gone: that way is told, and the direct one is enough.
+    here.serve("a", vllm_server.port, key=KEY, served_model="tiny")
+    target = here.written("a")
+    with proxied(target) as port:
+        curl = run("bash", target.folder / "curl.sh")
+        assert '"object":"chat.completion"' in curl.stdout.replace(" ", "")
+        # One event for each token, and the last one; this model may say that it has ended before its 32 tokens.
+        assert curl.stdout.count("data: ") > 3
+        assert curl.stdout.rstrip().endswith("data: [DONE]")
+        openai = run(str(vllm_server.python), target.folder / "openai_example.py")
+        assert openai.stdout.strip()
+        wrong = run("bash", target.folder / "curl.sh", check=False, VLLM_API_KEY="wrong")
+        assert wrong.returncode == 22
+        assert "401" in wrong.stderr
+        # A reader that the machine lets wait finds several tokens at once, but never the whole answer.
+        first, *others = stream_of(port, certificate)
+        assert b"data: " in first
+        assert b"[DONE]" not in first
+        assert b"[DONE]" in others[-1]
+        report = tmp_path / "report.txt"
         access(here.config("a"), here.path, report)
-        assert "WARN  NGINX https://localhost" in report.read_text()
+        lines = report.read_text().splitlines()
+        assert sum(line.startswith("ok") and "one token in" in line for line in lines) == 2, lines
+    # NGINX is gone: that way is told, and the direct one is enough.
+    access(here.config("a"), here.path, report)
+    assert "WARN  NGINX https://localhost" in report.read_text()
+    # Where it was, nobody answers any more.
+    here.serve("a", free_port("127.0.0.1", 20000, 29999), key=KEY, served_model="tiny")
     with pytest.raises(BerthError, match="No way into a works from here"):
         access(here.config("a"), here.path, report)
     for told in (report.read_text(), capsys.readouterr().out, curl.stdout, openai.stdout, openai.stderr):

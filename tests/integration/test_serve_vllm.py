@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from real_server import environment_python
 from shared_starts import vllm_cache_root
 
 from berth.diagnose import KnownFailure
-from berth.image import default_cache_dir
 from berth.lease import lease
 from berth.processes import TOKEN_VARIABLE, find_processes, new_token, start_ticks
 from berth.ready import Checks, PortTaken, wait_until_ready
@@ -52,17 +52,6 @@ with terminate_as_exception(), lease(spool, heartbeat_s=1, stale_s=10, poll_s=0.
         print("ready", flush=True)
         time.sleep(1000)
 """
-
-
-def environment_python() -> Path:
-    chosen = os.environ.get("BERTH_VLLM_PYTHON")
-    if chosen:
-        return Path(chosen)
-    for marker in sorted(default_cache_dir().glob("environments/*/.berth-complete.json")):
-        python = marker.parent / "bin" / "python"
-        if python.with_name("vllm").exists():
-            return python
-    pytest.skip("no vLLM: run `make` to build the environment, or set BERTH_VLLM_PYTHON to the Python of one")
 
 
 @pytest.fixture(scope="module")

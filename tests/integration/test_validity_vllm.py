@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
 import threading
 import time
 import urllib.error
@@ -22,8 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from shared_starts import vllm_cache_root
-from test_client_vllm import OFFLINE, environment_python
+from real_server import OFFLINE, START_S, RealServer, environment_python, loopback_port, start
 
 import berth._bench_worker as worker
 from berth.client import BenchSettings, open_client
@@ -49,7 +46,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-START_S = 500
 # Nothing here lasts two seconds: what a test does not provoke must not be a reason.
 EASY = {"min_duration_s": 0.0, "client_bound_cpu": 9.0, "client_bound_lag_ms": 1e6, "warm_cache_hit_rate": 1.0}
 # A thread that computes as long as a file is there, in the client's own process: it holds Python's lock. It waits for
@@ -74,7 +70,7 @@ class Real:
     folder: Path
     python: Path
     port: int
-    server: subprocess.Popen[bytes] = field(init=False)
+    server: RealServer = field(init=False)
     client: Any = None
 
     @property
@@ -82,35 +78,10 @@ class Real:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the server; wait() for it."""
-        command = [str(self.python.with_name("vllm")), "serve", str(self.folder / "model")]
-        command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--max-model-len", "768", "--block-size", "32", "--num-gpu-blocks-override", "26"]
-        command += ["--enable-prefix-caching", "--enforce-eager", "--distributed-executor-backend", "uni"]
-        command += ["--max-num-seqs", "16"]
-        env = {**os.environ, **OFFLINE, "VLLM_SERVER_DEV_MODE": "1", "HF_HOME": str(self.folder / "hf")}
-        env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CACHE_ROOT": str(vllm_cache_root())}
-        with (self.folder / "server.log").open("ab") as log:
-            self.server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-
-    def wait(self) -> None:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.server.poll() is None:
-            with suppress(OSError), opener.open(f"{self.url}/health", timeout=5):
-                return
-            time.sleep(0.3)
-        pytest.fail(f"the server did not start:\n{(self.folder / 'server.log').read_text()[-3000:]}")
-
-    def stop(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.server.pid, signal.SIGTERM)
-        try:
-            self.server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.server.pid, signal.SIGKILL)
-            self.server.wait()
+        """Start the server; server.wait() for it."""
+        options = ["--served-model-name", "tiny", "--max-model-len", "768", "--enable-prefix-caching"]
+        options += ["--block-size", "32", "--num-gpu-blocks-override", "26"]
+        self.server = start(self.folder, self.port, options, {"VLLM_SERVER_DEV_MODE": "1"})
 
     def complete(self, tokens: int) -> None:
         """Somebody else's request."""
@@ -250,9 +221,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     (folder / "python").mkdir()
     (folder / "python" / "sitecustomize.py").write_text(BURN)
     (folder / "clock").write_text("+0\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found = Real(folder, python, probe.getsockname()[1])
+    found = Real(folder, python, loopback_port())
     env = {**OFFLINE, **CLIENT_ENV, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")}
     env |= {"PYTHONPATH": str(folder / "python"), "BERTH_TEST_BURN": str(folder / "burn")}
     if FAKETIME.exists():
@@ -272,11 +241,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
         ) as client:
             found.client = client
             client.prepare(found.settings())
-            found.wait()
+            found.server.wait()
             client.wait_ready(START_S)
             yield found
     finally:
-        found.stop()
+        found.server.stop()
 
 
 def test_a_point_without_doubt_and_the_same_prompts_again(real: Real) -> None:
@@ -454,9 +423,9 @@ def test_a_restart_in_a_point_is_told(real: Real) -> None:
     """A server that is replaced by another between the counters before and after is no server of one point."""
 
     def restarted_first(*args: Any) -> Any:
-        real.stop()
+        real.server.stop()
         real.start()
-        real.wait()
+        real.server.wait()
         return real.client.measure(*args)
 
     client = SimpleNamespace(measure=restarted_first, engine_version=real.client.engine_version)

@@ -1,7 +1,8 @@
-"""Nothing finished is lost and nothing is left when the client, the job, Snakemake or the disk ends.
+"""Nothing finished is lost and nothing is left when the client, the server, the job, Snakemake or the disk ends.
 
 Snakemake, the processes and the disk are real. In the place of vLLM is the stand-in of tests/slurm, for what is tested
-is what Berth does around it; test_faults_server.py and tests/integration/test_client_vllm.py have the real one.
+is what Berth does around it. The real one is killed in a point in tests/nodes/test_nodes_vllm.py, its engine in
+tests/integration/test_serve_vllm.py, its client in tests/integration/test_client_vllm.py.
 """
 
 from __future__ import annotations
@@ -83,6 +84,30 @@ def test_refused_point_is_told_and_measured_again(workspace: Workspace) -> None:
     assert set(after) == set(before)
     changed = {name for name in after if after[name] != before[name]}
     assert changed == {name for name in after if "/c2." in name}
+
+
+def test_killed_server_is_a_crash_in_log_and_figure(workspace: Workspace) -> None:
+    """The server killed in a point: that point has crashed, the next has a new server, the gap is planned."""
+    before = workspace.snapshot()
+    workspace.configure(lambda config: config["benchmarks"]["demo"].update(seed=10))
+    running = workspace.start("figures")
+    wait_until(lambda: point_starts(workspace, 2), "the second point starts")
+    (server,) = workspace.servers()
+    for process in [*server.children(recursive=True), server]:
+        process.kill()
+    assert running.wait() == 1
+    failure = json.loads(next(iter(workspace.failures().values())).read_text())
+    assert failure["point"]["concurrency"] == 2
+    assert failure["failure"]["kind"] == "crash"
+    measured = [path for key, path in workspace.points().items() if not any(name.startswith(key) for name in before)]
+    records = [json.loads(path.read_text()) for path in measured]
+    instances = {record["point"]["concurrency"]: record["server"]["instance"] for record in records}
+    assert instances == {1: 1, 4: 2}
+    assert "starting the server again (1 of 1)" in run_log(workspace)
+    assert ">crash<" in (workspace.path / "results/figures/local/output_throughput.svg").read_text()
+    assert workspace.planned("points")["point"] == 1
+    after = workspace.snapshot()
+    assert {name: after[name] for name in before} == before
 
 
 def test_killed_snakemake_and_killed_sweep(workspace: Workspace) -> None:

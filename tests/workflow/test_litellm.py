@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from shared_starts import share_starts
+from real_server import KEY as BACKEND_KEY
 from workspace import LEVELS, Workspace
 
 from berth.errors import BerthError
@@ -28,11 +28,13 @@ from berth.sweep import SweepRequest
 if TYPE_CHECKING:
     import contextlib
 
+    from real_server import RealServer
+
     from berth.config import Config
 
 pytestmark = [pytest.mark.workflow, pytest.mark.vllm, pytest.mark.timeout(1200)]
 
-BACKEND_KEY, PROXY_KEY = "sk-of-the-server-4f1d", "sk-of-the-proxy-90a2"
+PROXY_KEY = "sk-of-the-proxy-90a2"
 RECEIPTS = {
     "model_receipt": "results/staged/local/tiny-llama.json",
     "image_receipt": "results/images/local/vllm-0.32.0.json",
@@ -45,7 +47,6 @@ PROXY_IMAGE = "results/images/local/litellm-1.103.0.json"
 def staged(image: None, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace with a deployment of the proxy, and everything that Berth's own rules stage for it and for vLLM."""
     workspace = Workspace.create(tmp_path_factory.mktemp("litellm") / "workspace")
-    share_starts(workspace.path / "results/scratch")
     configure(workspace, "http://127.0.0.1:9")
     workspace.run(*RECEIPTS.values(), PROXY_IMAGE)
     return workspace
@@ -101,37 +102,38 @@ def completion(url: str, model: str, key: str | None) -> Any:
     return ask(url, "/v1/chat/completions", timeout_s=60, api_key=key, body=body)
 
 
-def test_a_completion_goes_through_the_proxy_to_vllm(staged: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both recipes run by the same code; the proxy is ready when it is, asks for its key, and vLLM makes the tokens."""
+def test_a_completion_goes_through_the_proxy_to_vllm(
+    staged: Workspace, vllm_server: RealServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code that runs vLLM runs the proxy: it is ready when it is, asks for its key, and vLLM makes the tokens."""
     monkeypatch.chdir(staged.path)
-    vllm = vllm_of(staged, loaded(staged))
-    first, second = new_token(), new_token()
-    with serving(vllm, BACKEND_KEY, first) as backend:
-        wait(backend, vllm, BACKEND_KEY)
-        configure(staged, backend.base_url)
-        proxy = proxy_of(vllm, loaded(staged))
-        assert proxy.image["reference"] == "litellm==1.103.0"
-        assert proxy.image["litellm_version"] == "1.103.0"
-        monkeypatch.delenv("BACKEND_API_KEY", raising=False)
-        with pytest.raises(BerthError, match=r"BACKEND_API_KEY is not set\. Export it: The key of the server behind"):
-            proxy.launch(1, PROXY_KEY, second)
-        monkeypatch.setenv("BACKEND_API_KEY", BACKEND_KEY)
-        with serving(proxy, PROXY_KEY, second) as server:
-            events = wait(server, proxy, PROXY_KEY)
-            assert events == ["process_started", "listening", "health", "models", "first_completion"]
-            before = read_metrics(backend.base_url).counters["generation_tokens"]
-            answer = completion(server.base_url, "berth/tiny-llama", PROXY_KEY)
-            assert answer.status == 200, answer
-            assert answer.json()["usage"]["completion_tokens"] == 5
-            assert read_metrics(backend.base_url).counters["generation_tokens"] == before + 5
-            # Neither without a key nor with the backend's own.
-            assert completion(server.base_url, "berth/tiny-llama", None).status == 401
-            assert completion(server.base_url, "berth/tiny-llama", BACKEND_KEY).status == 400
-            shown = repr([process.cmdline() for process in server.processes()])
-            shown += (proxy.scratch / "files" / "config.yaml").read_text()
+    token = new_token()
+    configure(staged, vllm_server.url)
+    config = loaded(staged)
+    proxy = proxy_of(vllm_of(staged, config), config)
+    assert proxy.image["reference"] == "litellm==1.103.0"
+    assert proxy.image["litellm_version"] == "1.103.0"
+    monkeypatch.delenv("BACKEND_API_KEY", raising=False)
+    with pytest.raises(BerthError, match=r"BACKEND_API_KEY is not set\. Export it: The key of the server behind"):
+        proxy.launch(1, PROXY_KEY, token)
+    monkeypatch.setenv("BACKEND_API_KEY", BACKEND_KEY)
+    vllm_server.wait()
+    with serving(proxy, PROXY_KEY, token) as server:
+        events = wait(server, proxy, PROXY_KEY)
+        assert events == ["process_started", "listening", "health", "models", "first_completion"]
+        before = read_metrics(vllm_server.url).counters["generation_tokens"]
+        answer = completion(server.base_url, "berth/tiny-llama", PROXY_KEY)
+        assert answer.status == 200, answer
+        assert answer.json()["usage"]["completion_tokens"] == 5
+        assert read_metrics(vllm_server.url).counters["generation_tokens"] == before + 5
+        # Neither without a key nor with the backend's own.
+        assert completion(server.base_url, "berth/tiny-llama", None).status == 401
+        assert completion(server.base_url, "berth/tiny-llama", BACKEND_KEY).status == 400
+        shown = repr([process.cmdline() for process in server.processes()])
+        shown += (proxy.scratch / "files" / "config.yaml").read_text()
     shown += proxy.server_log.read_text()
     assert PROXY_KEY not in shown
     assert BACKEND_KEY not in shown
     # It found what it needs in its package: nothing was looked up elsewhere.
     assert "github" not in proxy.server_log.read_text().lower().replace("github.com/berriai/litellm/issues/new", "")
-    assert find_processes(first) == find_processes(second) == []
+    assert find_processes(token) == []
