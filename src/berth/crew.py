@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,7 +39,8 @@ class Crew:
     def __init__(self, connect: Callable[[], Session], threads: int, stop: threading.Event) -> None:
         self._connect, self._threads, self._stop = connect, threads, stop
         self._lock = threading.Lock()
-        self._open: list[Job] = []
+        self._untouched: deque[Job] = deque()
+        self._begun: list[Job] = []
         self._busy: dict[int, int] = {}
 
     def work(self, jobs: Sequence[Job]) -> None:
@@ -47,8 +49,8 @@ class Crew:
         Raises:
             Exception: the first one of any thread; the others then stop at their next chunk.
         """
-        self._open = sorted(jobs, key=lambda job: -job.size_bytes)
-        self._busy = {}
+        self._untouched = deque(sorted(jobs, key=lambda job: -job.size_bytes))
+        self._begun, self._busy = [], {}
         count = min(self._threads, sum(job.untaken for job in jobs))
         if not count:
             return
@@ -80,12 +82,17 @@ class Crew:
             session.close()
 
     def _pick(self) -> Job | None:
-        """The first file on which the fewest threads work."""
+        """The next file that nobody has begun; when there is none, the one on which the fewest threads work."""
         with self._lock:
-            self._open = [job for job in self._open if job.untaken or self._busy.get(id(job))]
-            candidates = [job for job in self._open if job.untaken]
-            if not candidates:
-                return None
-            job = min(candidates, key=lambda job: self._busy.get(id(job), 0))
+            # As many as there are threads at most: of 10,000 files all are looked at once, and not once for each.
+            self._begun = [job for job in self._begun if job.untaken or self._busy[id(job)]]
+            if self._untouched:
+                job = self._untouched.popleft()
+                self._begun.append(job)
+            else:
+                candidates = [job for job in self._begun if job.untaken]
+                if not candidates:
+                    return None
+                job = min(candidates, key=lambda job: self._busy[id(job)])
             self._busy[id(job)] = self._busy.get(id(job), 0) + 1
             return job
