@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -22,10 +22,15 @@ from workspace import words_of
 from berth.manifest import build_manifest, write_manifest
 from berth.staging import staged_manifest
 
+if TYPE_CHECKING:
+    import subprocess
+
 pytestmark = [pytest.mark.workflow, pytest.mark.nodes]
 
 LEVELS = [1, 2, 4]
 FORMS = {"native": "0.32.0", "ray": "0.9.1"}
+# It gives a node 30 s, which nothing changes (2.60, _private/node.py): on a machine full of tests that may be too short.
+RAY_GAVE_UP = "The current node timed out during startup"
 
 
 @pytest.fixture(params=FORMS)
@@ -76,6 +81,23 @@ def left(hosts: Hosts) -> list[list[str]]:
     return found
 
 
+def start_to(text: str, workspace: HostsWorkspace) -> subprocess.Popen[bytes]:
+    """The workflow, whose sweep has told this; started again where Ray gave up its own start."""
+    tries_left = 2
+    while True:
+        running = workspace.start("points")
+        try:
+            workspace.wait_for(text, running)
+        except BaseException:
+            running.kill()
+            running.wait()
+            if RAY_GAVE_UP not in (workspace.path / "run.log").read_text() or not tries_left:
+                raise
+            tries_left -= 1
+        else:
+            return running
+
+
 def test_node_that_dies_is_named_and_later_points_are_measured(hosts: Hosts, tmp_path: Path, form: str) -> None:
     """A node is lost in the middle of a point: the crash names it, the server starts again, and the sweep goes on.
 
@@ -84,9 +106,8 @@ def test_node_that_dies_is_named_and_later_points_are_measured(hosts: Hosts, tmp
     workspace, folder = prepared(hosts, tmp_path / "workspace", form)
     hold = folder / "hold-run1"
     hold.touch()
-    running = workspace.start("points")
+    running = start_to("concurrency 2: point 2 of 3 starts", workspace)
     try:
-        workspace.wait_for("concurrency 2: point 2 of 3 starts", running)
         first = {name: [process.pid for process in hosts.processes(name)] for name in ("a", "b")}
         hosts.kill("b")
         assert running.wait() == 1
@@ -163,9 +184,8 @@ def test_sweep_that_is_killed_leaves_nothing_on_any_node(hosts: Hosts, tmp_path:
     """After SIGKILL of Snakemake and of the sweep, every node ends its part by itself."""
     workspace, folder = prepared(hosts, tmp_path / "workspace", form)
     (folder / "hold-run1").touch()
-    running = workspace.start("points")
+    running = start_to("concurrency 2: point 2 of 3 starts", workspace)
     try:
-        workspace.wait_for("concurrency 2: point 2 of 3 starts", running)
         for process in workspace.processes():
             if "sweep.py" in " ".join(words_of(process)) or process.pid == running.pid:
                 process.kill()

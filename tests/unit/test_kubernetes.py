@@ -251,7 +251,7 @@ class Site:
         self.folder = folder
         write_rendered(folder / "rendered", render_files(rendering), ())
         there = "true" if secrets_there else "false"
-        body = f'printf "%s " "$@" >> {folder}/NAME.argv; echo >> {folder}/NAME.argv\n'
+        body = f'printf "%s\\n" "$*" >> {folder}/NAME.argv\n'
         kubectl = (
             f'case " $* " in *" get secret "*) {there} ;; '
             f'*" create secret "* | *" apply "*) cat >> {folder}/stdin ;; esac\n'
