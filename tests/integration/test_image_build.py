@@ -62,8 +62,7 @@ def test_an_environment_without_torch_is_built_by_its_package_and_program(
 ) -> None:
     """Package, program and size are data: no torch is asked for, no shim is written, and the program must run.
 
-    Modules are compiled before anybody imports them, and one that no Python compiles does not stop the build. Its
-    Python looks for garbage after a hundred times as many objects as another's.
+    Modules are compiled before anybody imports them, and one that no Python compiles does not stop the build.
     """
     wheel = tmp_path / "wheels/tiny_tool-1.2-py3-none-any.whl"
     make_wheel(wheel, {"later.py": "", "broken.py": "print 'of Python 2'\n", "more/tests/test_it.py": ""})
@@ -81,8 +80,6 @@ def test_an_environment_without_torch_is_built_by_its_package_and_program(
     compiled = {path.name.partition(".")[0] for path in packages.glob("**/__pycache__/*.pyc")}
     assert "later" in compiled
     assert not {"broken", "test_it"} & compiled
-    ask = [str(image.environment_python(receipt)), "-c", "import gc; print(gc.get_threshold()[0])"]
-    assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "100000\n"
 
 
 def make_wheel(path: Path, more: Mapping[str, str]) -> None:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.nodes]
 
 LEVELS = [1, 2, 4]
 FORMS = {"native": "0.32.0", "ray": "0.9.1"}
-# It gives a node 30 s, which nothing changes (2.60, _private/node.py): on a machine full of tests that may be too short.
+# It gives a node 30 s, which nothing changes (2.60, _private/node.py): too short, at times, among many other tests.
 RAY_GAVE_UP = "The current node timed out during startup"
 
 
