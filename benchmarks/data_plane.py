@@ -18,6 +18,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -95,18 +96,26 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
         yield Server("SeaweedFS", endpoint.endpoint_url, {**endpoint.credentials, "AWS_REGION": endpoint.region}, pid)
 
 
+def listening(port: int) -> bool:
+    """Whether somebody answers at a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextlib.contextmanager
 def rclone_serve(folder: Path) -> Iterator[Server]:
     """`rclone serve s3` over a folder: a second opinion."""
     port = free_ports(1)[0]
     (folder / "rclone").mkdir()
     env = {"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark-secret", "AWS_REGION": "us-east-1"}
-    auth = f"{env['AWS_ACCESS_KEY_ID']},{env['AWS_SECRET_ACCESS_KEY']}"
+    # One pair of a list that is read as CSV.
+    auth = f'"{env["AWS_ACCESS_KEY_ID"]},{env["AWS_SECRET_ACCESS_KEY"]}"'
     command = [install_peers() / "rclone", "serve", "s3", f"--addr=127.0.0.1:{port}", folder / "rclone"]
     # The keys are the benchmark's own; they come by the environment, as everywhere.
     process = subprocess.Popen(command, env={**os.environ, "RCLONE_AUTH_KEY": auth}, stderr=subprocess.DEVNULL)
     try:
-        time.sleep(2)
+        while process.poll() is None and not listening(port):
+            time.sleep(0.1)
         yield Server("rclone serve s3", f"http://127.0.0.1:{port}", env, process.pid)
     finally:
         process.terminate()
