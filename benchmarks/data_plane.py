@@ -18,7 +18,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import psutil
 
 from berth import manifest
 from berth.seaweed import embedded_store
+from berth.sockets import listeners
 from berth.weed import free_ports
 
 if TYPE_CHECKING:
@@ -96,12 +96,6 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
         yield Server("SeaweedFS", endpoint.endpoint_url, {**endpoint.credentials, "AWS_REGION": endpoint.region}, pid)
 
 
-def listening(port: int) -> bool:
-    """Whether somebody answers at a port of this machine."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 @contextlib.contextmanager
 def rclone_serve(folder: Path) -> Iterator[Server]:
     """`rclone serve s3` over a folder: a second opinion."""
@@ -114,7 +108,9 @@ def rclone_serve(folder: Path) -> Iterator[Server]:
     # The keys are the benchmark's own; they come by the environment, as everywhere.
     process = subprocess.Popen(command, env={**os.environ, "RCLONE_AUTH_KEY": auth}, stderr=subprocess.DEVNULL)
     try:
-        while process.poll() is None and not listening(port):
+        while not listeners("127.0.0.1", port):
+            if process.poll() is not None:
+                raise SystemExit(f"rclone serve s3 ended with {process.returncode} before it listened")
             time.sleep(0.1)
         yield Server("rclone serve s3", f"http://127.0.0.1:{port}", env, process.pid)
     finally:
@@ -381,7 +377,7 @@ def growth(start: Start, folder: Path, programs: list[str], options: argparse.Na
             cells = [
                 f"{statistics.median(values):.2f}"
                 for use in (up, down)
-                for values in (use.wall_s, use.cpu_s, use.server_cpu_s, use.rss_mb)
+                for values in (use.wall_s, use.cpu_s, use.server_cpu_s, [max(use.rss_mb)])
             ]
             print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
 

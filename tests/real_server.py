@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -17,6 +16,7 @@ import pytest
 from shared_starts import vllm_cache_root
 
 from berth.image import default_cache_dir
+from berth.sockets import free_port
 from berth.tinymodel import generate_model
 
 if TYPE_CHECKING:
@@ -52,13 +52,6 @@ def environment_python() -> Path:
         if python.with_name("vllm").exists():
             return python
     pytest.skip("no vLLM: run `make` to build the environment, or set BERTH_VLLM_PYTHON to the Python of one")
-
-
-def loopback_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ def shared_server(folder: Path) -> Iterator[RealServer]:
     environment_python()
     generate_model(dest=folder / "model", manifest_path=folder / "manifest.json", seed=0)
     options = ["--served-model-name", *NAMES, "--max-model-len", "4096", "--no-enable-prefix-caching"]
-    server = start(folder, loopback_port(), options, {"VLLM_API_KEY": KEY})
+    server = start(folder, free_port("127.0.0.1", 20000, 29999), options, {"VLLM_API_KEY": KEY})
     try:
         yield server
     finally:

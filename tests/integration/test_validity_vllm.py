@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from real_server import OFFLINE, START_S, RealServer, environment_python, loopback_port, start
+from real_server import OFFLINE, START_S, RealServer, environment_python, start
 
 import berth._bench_worker as worker
 from berth.client import BenchSettings, open_client
@@ -33,6 +33,7 @@ from berth.recipes import load_recipe
 from berth.record import write_record
 from berth.recording import Instance
 from berth.runtime import Host
+from berth.sockets import free_port
 from berth.sweep import SweepRequest
 from berth.tinymodel import generate_model
 from berth.validity import SETTABLE
@@ -221,7 +222,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     (folder / "python").mkdir()
     (folder / "python" / "sitecustomize.py").write_text(BURN)
     (folder / "clock").write_text("+0\n")
-    found = Real(folder, python, loopback_port())
+    found = Real(folder, python, free_port("127.0.0.1", 20000, 29999))
     env = {**OFFLINE, **CLIENT_ENV, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")}
     env |= {"PYTHONPATH": str(folder / "python"), "BERTH_TEST_BURN": str(folder / "burn")}
     if FAKETIME.exists():
