@@ -21,12 +21,12 @@ help:
 	@echo "make lock    resolve the locked requirements anew"
 	@echo "make clean   remove results and environments of this checkout ($(BERTH_CACHE) stays)"
 
-$(VENV)/.ready: requirements.lock pyproject.toml tools/make-venv.sh tools/install-locked.sh
+$(VENV)/.ready: requirements.lock pyproject.toml tools/make-venv.sh tools/install_locked.py
 	tools/make-venv.sh $(VENV) requirements.lock
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.lock
-	tools/install-locked.sh $(VENV) requirements-dev.lock
+	$(BIN)/python tools/install_locked.py $(VENV) requirements-dev.lock
 	touch $@
 
 demo: $(VENV)/.ready

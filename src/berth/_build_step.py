@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 from berth.errors import BerthError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _ERROR_LINES = 12
+# A user's own modules, and other environments than the one that is built. Without the last nothing would be compiled.
+_NOT_FOR_BUILDS = frozenset(
+    {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_TARGET", "UV_PREFIX", "PYTHONDONTWRITEBYTECODE"}
+)
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,12 @@ class Step:
 
     @property
     def temporary(self) -> Path:
-        """Where pip unpacks: the cache's disk, because /tmp may be small."""
+        """For what is unpacked: the cache's disk, because /tmp may be small."""
         return self.environment / "tmp"
 
-    def run(self, command: list[str], what: str, *, needed: bool = True) -> None:
+    def run(
+        self, command: list[str], what: str, *, needed: bool = True, more_env: Mapping[str, str] | None = None
+    ) -> None:
         """Run one command. The log alone tells of the failure of one that is not needed.
 
         Raises:
@@ -40,13 +47,13 @@ class Step:
             output.write(f"$ {' '.join(command)}\n".encode())
             output.flush()
             before = output.tell()
-            # The child holds the lock too: if this process is killed, nobody builds beside a pip that goes on.
+            # The child holds the lock too: if this process is killed, nobody builds beside one that goes on.
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_build_environment(self.temporary if self.temporary.exists() else None),
+                env=build_environment(self.temporary if self.temporary.exists() else None) | dict(more_env or {}),
                 pass_fds=(self.lock_fd,),
                 check=False,
             )
@@ -60,10 +67,10 @@ class Step:
         )
 
 
-def _build_environment(temporary: Path | None) -> dict[str, str]:
-    # A user's PYTHONPATH or site directory must not reach into a pinned environment.
-    kept = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PIP_USER"}}
-    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_PROGRESS_BAR": "off"}
+def build_environment(temporary: Path | None = None) -> dict[str, str]:
+    """The environment of a build: this process's, without what would reach into a pinned one."""
+    kept = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_BUILDS}
+    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     extra |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | extra | ({"TMPDIR": str(temporary)} if temporary else {})
 
@@ -73,10 +80,8 @@ def _remedy(text: str) -> str:
     lower = text.lower()
     if "no space left" in lower or "disk quota" in lower:
         return "The disk is full: free some room, or set BERTH_CACHE to a directory on a larger disk."
-    if "ensurepip" in lower:
-        return "Python's venv module is incomplete: on Debian and Ubuntu `apt-get install python3-venv`."
-    if "newconnectionerror" in lower or ("connection" in lower and "retrying" in lower):
+    if "failed to fetch" in lower or "error sending request" in lower:
         return "The package index cannot be reached: set PIP_INDEX_URL, https_proxy or PIP_CERT as your site needs."
-    if "no matching distribution" in lower:
+    if "no solution found" in lower or "no matching distribution" in lower:
         return "The index has no wheel of this version for this Python and platform (Linux x86_64, glibc 2.28)."
-    return "Run again to start afresh; what pip downloaded is in its cache."
+    return "Run again to start afresh; what was downloaded is in the cache."

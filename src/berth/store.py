@@ -136,7 +136,7 @@ def push_model(
             sent = push.send(model_dir, [*plan.sends, *left])
             have = {**plan.right, **copied, **sent}
             if not whole:
-                push.require_whole(manifest, have)
+                have = push.listed_whole(manifest, have)
             deleted = [f"{prefix}/{path}" for path in plan.extra] if delete_extra else []
             push.delete(deleted)
             kept = {} if delete_extra else {path: found for path, found in plan.extra.items() if found.sha256}

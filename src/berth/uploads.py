@@ -14,6 +14,7 @@ from awscrt.checksums import crc32c
 
 from berth.engine import CHUNK_BYTES, Body, ChecksumName, Session, crc32c_text, md5_text
 from berth.errors import BerthError
+from berth.s3 import SHA256, stored_sha256
 from berth.s3errors import error_code
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ _MOST_PARTS = 9_000
 _LEAST_PART_BYTES = 5 * 1024 * 1024
 _LOST = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder"})
 _RESTARTS = 2
-SHA256 = "sha256"
 
 
 def part_bytes_for(size_bytes: int, wanted_bytes: int) -> int:
@@ -200,7 +200,7 @@ class Upload:
         # The SHA-256 was given when the upload was begun, perhaps for another content of this file.
         with contextlib.suppress(botocore.exceptions.ClientError):
             head = self._moving.client.head_object(**arguments)
-            if (head["ContentLength"], head["Metadata"].get(SHA256)) == (self.entry.size_bytes, self.entry.sha256):
+            if (head["ContentLength"], stored_sha256(head)) == (self.entry.size_bytes, self.entry.sha256):
                 return str(head["ETag"]).strip('"')
         return ""
 

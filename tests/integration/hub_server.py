@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import filelock
+from locked_environment import make_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 VERSION = "0.5.4"
 LOCK = Path(__file__).parents[1] / "locks" / "olah.lock"
-_PIP_TIMEOUT_S = 600
 _START_TIMEOUT_S = 60
 
 
@@ -32,7 +32,7 @@ class OlahMissingError(Exception):
 def olah_python() -> Path:
     """The Python of olah's own environment, which is built once in the cache and then reused.
 
-    The cache is $BERTH_CACHE or ~/.cache/berth. Raises OlahMissingError where pip cannot build it.
+    The cache is $BERTH_CACHE or ~/.cache/berth. Raises OlahMissingError where it cannot be built.
     """
     cache = Path(os.environ.get("BERTH_CACHE") or Path.home() / ".cache" / "berth")
     root = cache / f"olah-{VERSION}"
@@ -44,18 +44,11 @@ def olah_python() -> Path:
             return python
         shutil.rmtree(root, ignore_errors=True)
         try:
-            subprocess.run([sys.executable, "-m", "venv", str(root)], check=True, capture_output=True, text=True)
-            subprocess.run(
-                [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(LOCK)],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_PIP_TIMEOUT_S,
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            make_environment(root, LOCK)
+        except subprocess.CalledProcessError as error:
             shutil.rmtree(root, ignore_errors=True)
-            detail = str(error.stderr or error).strip().splitlines()[-1:]
-            raise OlahMissingError(f"pip could not install olah {VERSION} (tests/locks/olah.lock): {detail}") from error
+            detail = str(error.stderr or error).strip().splitlines()[-3:]
+            raise OlahMissingError(f"olah {VERSION} could not be installed (olah.lock): {detail}") from error
         marker.write_text(wanted)
         return python
 

@@ -71,7 +71,7 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def launch(model: Path, folder: Path, *, one_process: bool = True, key: str = KEY) -> Launch:
+def launch(model: Path, folder: Path, *, worker: bool = False, key: str = KEY) -> Launch:
     python = environment_python()
     port = free_port("127.0.0.1", 20000, 29999)
     env = {
@@ -85,8 +85,8 @@ def launch(model: Path, folder: Path, *, one_process: bool = True, key: str = KE
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     options = ["--host", "127.0.0.1", "--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "8"]
-    if one_process:
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if not worker:
+        # The engine's process computes by itself, and has no child that does.
         options += ["--distributed-executor-backend", "uni"]
     return Launch(
         argv=("vllm", "serve", str(model), "--served-model-name", "tiny", "--port", str(port), *options),
@@ -126,7 +126,7 @@ def test_ready_in_order_then_a_killed_engine_is_noticed(
     model: Path, tmp_path: Path, bystander: subprocess.Popen[bytes]
 ) -> None:
     """All checks pass in order; SIGKILL to the engine's process ends the server, and nothing of it is left."""
-    plan = launch(model, tmp_path, one_process=False)
+    plan = launch(model, tmp_path)
     token = new_token()
     with serve(plan, log_path=tmp_path / "log", token=token, grace_s=20, known_failures=FAILURES) as server:
         timeline = wait(server)
@@ -168,7 +168,7 @@ def test_term_while_loading_and_kill_when_ready_leave_nothing(
 ) -> None:
     """TERM to a loading sweep ends all; after SIGKILL to a ready one the next ends what is left, and only that."""
     first, second = new_token(), new_token()
-    plan = launch(model, tmp_path, one_process=False, key="k")
+    plan = launch(model, tmp_path, worker=True, key="k")
     sweep = start_sweep(tmp_path, first, plan, "first")
     assert sweep.stdout.readline() == "started\n"
     until(lambda: "EngineCore" in (tmp_path / "first").read_text())

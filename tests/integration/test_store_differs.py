@@ -8,7 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from s3_proxy import Faults, proxy
+from s3_proxy import Exchange, Faults, proxy
 from store_models import MIB, Model, Server, needs_seaweedfs, start_call, tree
 
 from berth import manifest, objects, seaweed, staging, store
@@ -83,6 +83,23 @@ def test_a_push_of_an_older_berth_is_known_by_its_metadata(server: Server, tmp_p
     again = store.push_model(**model.push_arguments(server))
     assert again["moved"]["objects"] == 0
     assert f"{model.prefix}.objects.json" in server.keys(model.prefix)
+
+
+def test_an_object_of_another_process_is_no_part_of_a_model(server: Server, tmp_path: Path) -> None:
+    """One that is replaced by as many other bytes before the push has ended is named, and no manifest says "whole"."""
+    model = Model(tmp_path / "source", {"a.bin": 1000, "b.bin": 2000}, "differs/replaced")
+
+    def replace_first(exchange: Exchange) -> None:
+        if "list-type=2" in exchange.path and "differs" in exchange.path and server.keys(f"{model.prefix}/"):
+            server.client.put_object(Bucket="models", Key=f"{model.prefix}/b.bin", Body=b"?" * 2000)
+
+    with (
+        proxy(server.endpoint.endpoint_url, before=replace_first) as (url, _),
+        pytest.raises(BerthError, match=r"differs/replaced/b\.bin is .* does another process write there"),
+    ):
+        store.push_model(**model.push_arguments(server) | {"endpoint_url": url})
+    assert store.manifest_key(model.prefix) not in server.keys("differs")
+    assert store.push_model(**model.push_arguments(server))["moved"]["objects"] == 1
 
 
 def test_a_renamed_file_moves_nothing(server: Server, tmp_path: Path) -> None:

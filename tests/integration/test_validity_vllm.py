@@ -1,7 +1,8 @@
 """Every reason of the validity gate, provoked against a real vLLM server and its real client.
 
-One server for all tests, and one more where it is restarted in a point: the tiny model, a key-value cache of 26 blocks,
-a prefix cache, and development mode. Points go through a sweep's own Session; only the server's life is the test's.
+One server for all tests: the tiny model, a key-value cache of 26 blocks, a prefix cache, and development mode. Where it
+is replaced by another in a point, that is the one of other tests, which come next. Points go through a sweep's own
+Session; only the server's life is the test's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from real_server import OFFLINE, START_S, RealServer, environment_python, start
+from real_server import KEY, OFFLINE, START_S, RealServer, environment_python, start
 
 import berth._bench_worker as worker
 from berth.client import BenchSettings, open_client
@@ -49,19 +50,43 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 # Nothing here lasts two seconds: what a test does not provoke must not be a reason.
 EASY = {"min_duration_s": 0.0, "client_bound_cpu": 9.0, "client_bound_lag_ms": 1e6, "warm_cache_hit_rate": 1.0}
-# A thread that computes as long as a file is there, in the client's own process: it holds Python's lock. It waits for
-# an event because time.sleep() fails under libfaketime.
+# A thread that computes as long as somebody holds a pipe open, in the client's own process: it holds Python's lock. It
+# waits for the pipe, because whatever waits for a time comes back at once when libfaketime has set the clock on.
 BURN = """
 import os, threading
 def burn():
-    never = threading.Event()
     while True:
-        if os.path.exists(os.environ["BERTH_TEST_BURN"]):
-            sum(range(50000))
-        else:
-            never.wait(0.02)
+        pipe = os.open(os.environ["BERTH_TEST_BURN"], os.O_RDONLY)
+        os.set_blocking(pipe, False)
+        while True:
+            try:
+                if not os.read(pipe, 1):
+                    break
+            except BlockingIOError:
+                sum(range(50000))
+        os.close(pipe)
 threading.Thread(target=burn, daemon=True).start()
 """
+
+
+@dataclass
+class Life:
+    """What a session asks of a server's life."""
+
+    real: Real
+    started: float
+
+    @property
+    def base_url(self) -> str:
+        return self.real.url
+
+    client_url = base_url
+
+    def alive(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        pass
 
 
 @dataclass
@@ -82,14 +107,13 @@ class Real:
         """Start the server; server.wait() for it."""
         options = ["--served-model-name", "tiny", "--max-model-len", "768", "--enable-prefix-caching"]
         options += ["--block-size", "32", "--num-gpu-blocks-override", "26"]
-        self.server = start(self.folder, self.port, options, {"VLLM_SERVER_DEV_MODE": "1"})
+        self.server = start(self.folder, self.port, options, {"VLLM_SERVER_DEV_MODE": "1", "VLLM_API_KEY": KEY})
 
     def complete(self, tokens: int) -> None:
         """Somebody else's request."""
         body = {"model": "tiny", "prompt": "once upon a time", "max_tokens": tokens, "ignore_eos": True}
-        request = urllib.request.Request(
-            f"{self.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+        request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)
         with suppress(OSError), urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60):
             pass
 
@@ -160,9 +184,7 @@ class Real:
             self.folder / "scratch",
             results / "logs",
         )
-        life = SimpleNamespace(
-            alive=lambda: True, check=lambda: None, base_url=self.url, client_url=self.url, started=time.monotonic()
-        )
+        life = Life(self, time.monotonic())
         return Session(
             deployed,
             request,
@@ -222,6 +244,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     (folder / "python").mkdir()
     (folder / "python" / "sitecustomize.py").write_text(BURN)
     (folder / "clock").write_text("+0\n")
+    os.mkfifo(folder / "burn")
     found = Real(folder, python, free_port("127.0.0.1", 20000, 29999))
     env = {**OFFLINE, **CLIENT_ENV, "HF_HOME": str(folder / "hf"), "VLLM_CONFIG_ROOT": str(folder / "vllm")}
     env |= {"PYTHONPATH": str(folder / "python"), "BERTH_TEST_BURN": str(folder / "burn")}
@@ -230,13 +253,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
         env |= {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(folder / "clock")}
         env |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
     found.start()
+    own = found.server
     try:
         with open_client(
             command_prefix=[str(python)],
             worker_path=Path(worker.__file__),
             vllm_command=[str(python.with_name("vllm"))],
             env=env,
-            secret_env={},
+            secret_env={"OPENAI_API_KEY": KEY},
             log_path=folder / "client.log",
             mode="warm",
         ) as client:
@@ -246,7 +270,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
             client.wait_ready(START_S)
             yield found
     finally:
-        found.server.stop()
+        own.stop()
 
 
 def test_a_point_without_doubt_and_the_same_prompts_again(real: Real) -> None:
@@ -387,11 +411,8 @@ def test_a_client_that_computes_is_client_bound(real: Real) -> None:
     """A thread in the client's process takes its CPU and Python's lock."""
     # On a machine with other work a busy thread gets less than a core: what counts is what it adds.
     idle = real.point(2)["client"]["cpu_fraction"]
-    (real.folder / "burn").touch()
-    try:
+    with (real.folder / "burn").open("wb"):
         record = real.point(2, validity={"client_bound_cpu": idle + 0.05})
-    finally:
-        (real.folder / "burn").unlink()
     assert codes(record) == ["client_bound"]
     assert record["client"]["cpu_fraction"] > idle + 0.05
 
@@ -420,17 +441,21 @@ def test_a_clock_that_is_set_in_a_point_is_told(real: Real) -> None:
     assert record["result"]["duration"] < 600
 
 
-def test_a_restart_in_a_point_is_told(real: Real) -> None:
+def test_a_restart_in_a_point_is_told(real: Real, request: pytest.FixtureRequest) -> None:
     """A server that is replaced by another between the counters before and after is no server of one point."""
 
-    def restarted_first(*args: Any) -> Any:
+    def restarted_first(settings: BenchSettings, *args: Any) -> Any:
+        # One after the other, because two take more memory than a small machine has.
         real.server.stop()
-        real.start()
+        real.server = request.getfixturevalue("vllm_server")
         real.server.wait()
-        return real.client.measure(*args)
+        real.port = real.server.port
+        return real.client.measure(replace(settings, base_url=real.url), *args)
 
+    first = real.server
     client = SimpleNamespace(measure=restarted_first, engine_version=real.client.engine_version)
     record = real.point(2, client=client)
+    assert real.server is not first
     assert codes(record) == ["server_restarted"]
     assert record["result"]["completed"] == 12
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import filelock
+from locked_environment import make_environment
 
 LOCK = Path(__file__).parents[1] / "locks" / "ray.lock"
-_PIP_TIMEOUT_S = 900
 
 
 class RayMissingError(Exception):
@@ -22,7 +22,7 @@ class RayMissingError(Exception):
 def ray_environment() -> Path:
     """The environment, which is built once in the cache ($BERTH_CACHE or ~/.cache/berth) and then reused.
 
-    Raises RayMissingError where pip cannot build it.
+    Raises RayMissingError where it cannot be built.
     """
     cache = Path(os.environ.get("BERTH_CACHE") or Path.home() / ".cache" / "berth")
     wanted = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()
@@ -33,13 +33,11 @@ def ray_environment() -> Path:
         if marker.exists():
             return root
         shutil.rmtree(root, ignore_errors=True)
-        pip = [str(root / "bin/python"), "-m", "pip", "install", "-q", "--no-deps", "-r", str(LOCK)]
         try:
-            for command in ([sys.executable, "-m", "venv", str(root)], pip):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PIP_TIMEOUT_S)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            make_environment(root, LOCK)
+        except subprocess.CalledProcessError as error:
             shutil.rmtree(root, ignore_errors=True)
-            detail = str(error.stderr or error).strip().splitlines()[-1:]
-            raise RayMissingError(f"pip could not install Ray (tests/locks/ray.lock): {detail}") from error
+            detail = str(error.stderr or error).strip().splitlines()[-3:]
+            raise RayMissingError(f"Ray could not be installed (tests/locks/ray.lock): {detail}") from error
         marker.touch()
         return root
