@@ -57,7 +57,7 @@ packages:
 image: $(VENV)/.ready
 	$(BIN)/python tools/build-image.py
 
-# The clients other than vLLM's own (guidellm, aiperf; 2.7 GB, 10 minutes): tests that need them skip without.
+# The clients other than vLLM's own (guidellm, aiperf; 2.7 GB, a minute): tests that need them skip without.
 clients: $(VENV)/.ready
 	$(BIN)/python tools/build-clients.py
 
