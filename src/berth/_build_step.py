@@ -33,10 +33,8 @@ class Step:
         """For what is unpacked: the cache's disk, because /tmp may be small."""
         return self.environment / "tmp"
 
-    def run(
-        self, command: list[str], what: str, *, needed: bool = True, more_env: Mapping[str, str] | None = None
-    ) -> None:
-        """Run one command. The log alone tells of the failure of one that is not needed.
+    def run(self, command: list[str], what: str, *, more_env: Mapping[str, str] | None = None) -> None:
+        """Run one command.
 
         Raises:
             BerthError: it failed; the message has its last lines.
@@ -57,7 +55,7 @@ class Step:
                 pass_fds=(self.lock_fd,),
                 check=False,
             )
-        if done.returncode == 0 or not needed:
+        if done.returncode == 0:
             return
         text = self.log.read_bytes()[before:].decode(errors="replace")
         tail = "\n".join(text.splitlines()[-_ERROR_LINES:])

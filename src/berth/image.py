@@ -176,9 +176,9 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
     more_env = packages.install_env(build_environment(), environment.parent.parent)
     if plan.lock.has("torch"):
         _install_torch(step, python, plan.lock, torch_index, more_env)
-    installing = packages.install_command(python, *_WHEELS, "--no-deps", "--requirement", str(plan.lock.path))
+    wanted = ["--requirement", str(plan.lock.path), *packages.beside(plan.lock)]
+    installing = packages.install_command(python, *_WHEELS, "--no-deps", *wanted)
     step.run(installing, f"installing {plan.package}", more_env=more_env)
-    step.run(packages.compile_command(python, _site_packages(environment)), "compiling", needed=False)
     if plan.package in _ALSO_KNOWN_AS:
         _write_shim(environment, plan)
     program = environment / "bin" / plan.program
@@ -187,6 +187,7 @@ def _build(environment: Path, plan: _Plan, interpreter: Path, torch_index: str |
             f"{plan.lock.path}: the environment has no program {plan.program}. The recipe's entrypoint and the package "
             "of its image do not belong together; correct one of them."
         )
+    # It also compiles what the program imports, which is a third of what is there.
     step.run([str(program), "--version"], f"checking {plan.program}")
     shutil.rmtree(step.temporary, ignore_errors=True)
     logger.info("Image %s built in %.0f s", plan.reference, time.monotonic() - started)

@@ -20,8 +20,11 @@ from berth.errors import BerthError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Directories of modules of which a program imports few or none: tests, and one module for each model that there is.
-SELDOM = "/(tests|testing|models|pip)/"
+    from berth.pins import Lock
+
+# torch imports it, and Python 3.11 put one into every environment, so that locks were made without. In the version that
+# vLLM 0.32.0 asks for; no pin of the lock, because the digest of its pins is part of what was measured with them.
+_BESIDE_TORCH = "setuptools==78.1.1"
 
 # pip's options, and the variables in which uv takes the same.
 _VARIABLES = {
@@ -64,12 +67,9 @@ def install_command(python: Path, *arguments: str) -> list[str]:
     return [str(uv_program()), "pip", "install", "--python", str(python), *arguments]
 
 
-def compile_command(python: Path, folder: Path) -> list[str]:
-    """The command that compiles the modules in a folder on all cores, but for those that are seldom imported.
-
-    It fails where one is in the syntax of another Python, which costs nobody anything.
-    """
-    return [str(python), "-m", "compileall", "-q", "-j", "0", "-x", SELDOM, str(folder)]
+def beside(lock: Lock) -> list[str]:
+    """What an environment needs beside the pins of its lock."""
+    return [_BESIDE_TORCH] if lock.has("torch") and not lock.has("setuptools") else []
 
 
 def install_env(environ: Mapping[str, str], cache_dir: Path) -> dict[str, str]:
@@ -110,7 +110,7 @@ def _pip_settings(environ: Mapping[str, str]) -> str:
 
 
 def install_lock(python: Path, lock: Path, cache_dir: Path, *, hashes: bool) -> None:
-    """Install all of a lock into the environment of `python`, and compile it; `hashes` says that the lock has them.
+    """Install all of a lock into the environment of `python`; `hashes` says that the lock has them.
 
     Raises:
         subprocess.CalledProcessError: with what uv printed.
@@ -119,5 +119,3 @@ def install_lock(python: Path, lock: Path, cache_dir: Path, *, hashes: bool) -> 
     checked = ["--require-hashes"] if hashes else []
     command = install_command(python, "--no-deps", *checked, "--requirement", str(lock))
     subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
-    lib = python.parent.parent / "lib"
-    subprocess.run(compile_command(python, lib), stdin=subprocess.DEVNULL, capture_output=True, check=False)

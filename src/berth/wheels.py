@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from berth.errors import BerthError
 from berth.fsio import write_text
 from berth.image import TORCH_CPU_INDEX
+from berth.packages import beside
+from berth.pins import read_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +50,8 @@ def download_wheels(lock: Path, folder: Path, *, hashes: bool) -> Path:
     torch = not hashes and any(line.startswith("torch==") for line in lock.read_text().splitlines())
     extra = ["--require-hashes"] if hashes else ["--only-binary=:all:"]
     extra += ["--extra-index-url", TORCH_CPU_INDEX] if torch and not os.environ.get("PIP_NO_INDEX") else []
-    _run([*command, *extra, "--requirement", str(lock)], lock)
+    more = [] if hashes else beside(read_lock(lock))
+    _run([*command, *extra, "--requirement", str(lock), *more], lock)
     # A package that comes as its sources is built where it is installed, with packages that no lock of it names.
     if needed := build_requirements(folder):
         _run([*_DOWNLOAD, "--dest", str(folder), "--only-binary=:all:", *needed], lock)

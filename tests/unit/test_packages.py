@@ -8,6 +8,7 @@ import pytest
 
 from berth import packages
 from berth.errors import BerthError
+from berth.pins import read_lock
 
 LISTED = """\
 :env:.extra-index-url='https://two.example/simple'
@@ -63,3 +64,12 @@ def test_a_missing_uv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BerthError, match="pip install uv"):
         packages.uv_program()
+
+
+def test_torch_gets_setuptools_beside_its_lock(tmp_path: Path) -> None:
+    """An environment with torch gets it unless its lock pins one; others do not."""
+    found = []
+    for pins in ("torch==2.13.0\n", "torch==2.13.0\nsetuptools==80.9.0\n", "numpy==2.3.1\n"):
+        (tmp_path / "x.lock").write_text(pins)
+        found.append(packages.beside(read_lock(tmp_path / "x.lock")))
+    assert found == [["setuptools==78.1.1"], [], []]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from standin import set_standin, stage_standin
-from workspace import LEVELS, Workspace, levels_of, point_starts, run_log, wait_until, words_of
+from workspace import LEVELS, Workspace, levels_of, parent_of, point_starts, run_log, wait_until, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,10 @@ def workspace(measured_by_standin: Workspace, tmp_path: Path) -> Iterator[Worksp
 
 
 def sweeps(workspace: Workspace) -> list[psutil.Process]:
-    return [p for p in workspace.processes() if (words := words_of(p)) and words[-1].endswith(".sweep.py")]
+    found = [p for p in workspace.processes() if (words := words_of(p)) and words[-1].endswith(".sweep.py")]
+    # What a sweep starts has its command line for a moment.
+    numbers = {p.pid for p in found}
+    return [p for p in found if parent_of(p) not in numbers]
 
 
 def clients(workspace: Workspace) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
-from loaded_snakemake import run_loaded
+from loaded_snakemake import Forked, run_loaded, start_loaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,14 +87,12 @@ class Workspace:
 
     def run(self, *arguments: str, code: int | None = 0, **environment: str) -> str:
         """Run Snakemake to its end; its output. Fails when the exit code is another than expected (None: any)."""
-        program, *words = self.command(*arguments)
         environ = self.environment(**environment)
-        # What Python itself reads at its start is nothing that a fork could be told.
-        if Path(program).name == "snakemake" and not any(name.startswith("PYTHON") for name in environment):
+        if words := self._forkable(arguments, environment):
             ended, output = run_loaded(words, self.path, environ)
         else:
             done = subprocess.run(
-                [program, *words],
+                self.command(*arguments),
                 cwd=self.path,
                 env=environ,
                 stdout=subprocess.PIPE,
@@ -107,18 +105,28 @@ class Workspace:
             assert ended == code, f"exit code {ended}, expected {code}:\n{output[-8000:]}"
         return output
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes] | Forked:
         """Start Snakemake in a session of its own; its output goes to run.log in the workspace."""
+        environ = self.environment(**environment)
         with (self.path / "run.log").open("ab") as log:
+            if words := self._forkable(arguments, environment):
+                return start_loaded(words, self.path, environ, Path(log.name), session=True)
             return subprocess.Popen(
                 self.command(*arguments),
                 cwd=self.path,
-                env=self.environment(**environment),
+                env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
+
+    def _forkable(self, arguments: tuple[str, ...], environment: dict[str, str]) -> list[str]:
+        """The words after `snakemake` where a fork can be what the command would be, else []."""
+        program, *words = self.command(*arguments)
+        # What Python itself reads at its start is nothing that a fork could be told.
+        told = not any(name.startswith("PYTHON") for name in environment)
+        return words if Path(program).name == "snakemake" and told else []
 
     def planned(self, *arguments: str, **environment: str) -> dict[str, int]:
         """What `snakemake -n` lists: the number of jobs by rule; empty where nothing is to be done."""
@@ -183,7 +191,7 @@ class Workspace:
             if "serve" in (words := words_of(process)[:4]) and "bench" not in words
         ]
 
-    def kill_session(self, process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
+    def kill_session(self, process: subprocess.Popen[bytes] | Forked, number: int = signal.SIGKILL) -> None:
         """Signal one process, not its group, and reap it."""
         process.send_signal(number)
         process.wait()
@@ -195,6 +203,14 @@ def words_of(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
+
+
+def parent_of(process: psutil.Process) -> int | None:
+    """The number of a process's parent, None where it has ended since it was found."""
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
 
 
 def levels_of(records: dict[str, Path]) -> list[int]:
