@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _ERROR_LINES = 12
-# A user's own modules, and other environments than the one that is built. Without the last nothing would be compiled.
+# A user's own modules, other environments than the one that is built, and what would keep it from being compiled.
 _NOT_FOR_BUILDS = frozenset(
     {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "UV_TARGET", "UV_PREFIX", "PYTHONDONTWRITEBYTECODE"}
 )
@@ -68,8 +68,7 @@ class Step:
 def build_environment(temporary: Path | None = None) -> dict[str, str]:
     """The environment of a build: this process's, without what would reach into a pinned one."""
     kept = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_BUILDS}
-    extra = {"PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    extra |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+    extra = {"PYTHONNOUSERSITE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     return kept | extra | ({"TMPDIR": str(temporary)} if temporary else {})
 
 

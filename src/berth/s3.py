@@ -26,7 +26,17 @@ from berth.s3errors import CHANGE_KEYS, error_code, explain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Access", "Store", "environment_mode", "error_code", "explain", "probe_write", "read_object"]
+__all__ = [
+    "SHA256",
+    "Access",
+    "Store",
+    "environment_mode",
+    "error_code",
+    "explain",
+    "probe_write",
+    "read_object",
+    "stored_sha256",
+]
 
 logger = logging.getLogger(__name__)
 
