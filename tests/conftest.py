@@ -23,13 +23,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # They take the longest and are begun first.
 REAL = (
     (
-        # The first of all servers looks at all models, 20 CPU seconds, and the next find what it saw: the other group's
-        # first server does that while these have no server that comes so far.
+        # The first server of each group looks at all models, 20 CPU seconds, and the next find what it saw once it was
+        # ready: the server of two ranks, each of which would look, is not the first.
         "test_recipe_vllm",
-        "test_serve_vllm::test_bad_path",
+        "test_serve_vllm",
         "test_nodes_vllm",
         "test_slurm_vllm",
-        "test_serve_vllm",
         "test_sweep_podman::test_the_real_vllm",
         "test_sweep_apptainer::test_the_real_vllm",
         # One cluster for all of them, where there is one.
