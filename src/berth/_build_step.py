@@ -79,6 +79,6 @@ def _remedy(text: str) -> str:
         return "The disk is full: free some room, or set BERTH_CACHE to a directory on a larger disk."
     if "failed to fetch" in lower or "error sending request" in lower:
         return "The package index cannot be reached: set PIP_INDEX_URL, https_proxy or PIP_CERT as your site needs."
-    if "no solution found" in lower or "no matching distribution" in lower:
+    if "no solution found" in lower:
         return "The index has no wheel of this version for this Python and platform (Linux x86_64, glibc 2.28)."
     return "Run again to start afresh; what was downloaded is in the cache."

@@ -123,27 +123,19 @@ class Push:
             BerthError: names the first object that is missing or another one.
         """
         listed = objects.list_objects(self._client, self._bucket, self._prefix)
-        other = [
-            entry.path
-            for entry in manifest.files
-            if (found := listed.get(entry.path))
-            and found.size == entry.size_bytes
-            and found.etag != sent[entry.path].etag
-        ]
-        asked = objects.ask_objects(self._client, self._bucket, self._prefix, other)
-        whole = {}
-        for entry in manifest.files:
-            found, wanted = listed.get(entry.path), sent[entry.path]
-            if found and entry.path in asked:
-                renamed = replace(wanted, etag=found.etag)
-                wanted = renamed if asked[entry.path] == renamed else wanted
+        whole = {entry.path: sent[entry.path] for entry in manifest.files}
+        other = [path for path, wanted in whole.items() if path in listed and listed[path].etag != wanted.etag]
+        for path, told in objects.ask_objects(self._client, self._bucket, self._prefix, other).items():
+            if told == replace(whole[path], etag=listed[path].etag):
+                whole[path] = told
+        for path, wanted in whole.items():
+            found = listed.get(path)
             if found is None or (found.size, found.etag) != (wanted.size, wanted.etag):
                 raise BerthError(
-                    f"{self._store}: {self._prefix}/{entry.path} is {found and (found.size, found.etag)} after the "
+                    f"{self._store}: {self._prefix}/{path} is {found and (found.size, found.etag)} after the "
                     f"upload instead of {(wanted.size, wanted.etag)} (bytes, ETag): does another process write there? "
                     "Run again."
                 )
-            whole[entry.path] = wanted
         return whole
 
     def delete(self, keys: Sequence[str]) -> None:

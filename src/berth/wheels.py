@@ -46,12 +46,16 @@ def download_wheels(lock: Path, folder: Path, *, hashes: bool) -> Path:
     folder.mkdir(parents=True)
     logger.info("getting the packages of %s", lock)
     command = [*_DOWNLOAD, "--no-deps", "--dest", str(folder)]
-    # torch's CPU build has an index of its own, as in the building of the image.
-    torch = not hashes and any(line.startswith("torch==") for line in lock.read_text().splitlines())
-    extra = ["--require-hashes"] if hashes else ["--only-binary=:all:"]
-    extra += ["--extra-index-url", TORCH_CPU_INDEX] if torch and not os.environ.get("PIP_NO_INDEX") else []
-    more = [] if hashes else beside(read_lock(lock))
-    _run([*command, *extra, "--requirement", str(lock), *more], lock)
+    if hashes:
+        extra = ["--require-hashes"]
+    else:
+        pins = read_lock(lock)
+        extra = ["--only-binary=:all:", *beside(pins)]
+        # torch's CPU build has an index of its own, as in the building of the image.
+        extra += (
+            ["--extra-index-url", TORCH_CPU_INDEX] if pins.has("torch") and not os.environ.get("PIP_NO_INDEX") else []
+        )
+    _run([*command, *extra, "--requirement", str(lock)], lock)
     # A package that comes as its sources is built where it is installed, with packages that no lock of it names.
     if needed := build_requirements(folder):
         _run([*_DOWNLOAD, "--dest", str(folder), "--only-binary=:all:", *needed], lock)
