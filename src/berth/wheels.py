@@ -52,9 +52,8 @@ def download_wheels(lock: Path, folder: Path, *, hashes: bool) -> Path:
         pins = read_lock(lock)
         extra = ["--only-binary=:all:", *beside(pins)]
         # torch's CPU build has an index of its own, as in the building of the image.
-        extra += (
-            ["--extra-index-url", TORCH_CPU_INDEX] if pins.has("torch") and not os.environ.get("PIP_NO_INDEX") else []
-        )
+        if pins.has("torch") and not os.environ.get("PIP_NO_INDEX"):
+            extra += ["--extra-index-url", TORCH_CPU_INDEX]
     _run([*command, *extra, "--requirement", str(lock)], lock)
     # A package that comes as its sources is built where it is installed, with packages that no lock of it names.
     if needed := build_requirements(folder):
