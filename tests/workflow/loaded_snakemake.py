@@ -152,6 +152,9 @@ def become_snakemake(asked: Mapping[str, Any]) -> None:
 
 def serve(requests: int, answers: TextIO) -> None:
     """Fork for each line, and answer with the child's number, and with it and its exit status when it has ended."""
+    # What every run loads once it has begun: for the names of files, and for the sources of scripts.
+    import nbformat  # noqa: F401
+    import smart_open  # noqa: F401
     import snakemake.cli
 
     # Registers the plugins of executors, which are looked for and loaded here.
