@@ -20,7 +20,7 @@ from berth import filelocks
 from berth.bundle_contents import Member, contents_of
 from berth.disk import full_disk_error, human_bytes, is_disk_full, require_space
 from berth.errors import BerthError
-from berth.fsio import fsync_dir
+from berth.fsio import CHUNK_BYTES, fsync_dir
 from berth.unbundle import MANIFEST, SCHEMA, BundleError, verify
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BLOCK = tarfile.BLOCKSIZE
-_CHUNK_BYTES = 8 * 1024 * 1024
 
 
 def pack_bundle(request: BundleRequest) -> dict[str, Any]:
@@ -177,7 +176,7 @@ def _read(partial: Path) -> Any:
             end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
             handle.seek(info.offset_data)
             digest, left = hashlib.sha256(), info.size
-            while left and (chunk := handle.read(min(left, _CHUNK_BYTES))):
+            while left and (chunk := handle.read(min(left, CHUNK_BYTES))):
                 digest.update(chunk)
                 left -= len(chunk)
             yield _Read(info.name, info.size, digest.hexdigest(), end)

@@ -19,6 +19,7 @@ from berth import s3
 from berth.custody_link import Chain
 from berth.custody_witness import Witnesses
 from berth.errors import BerthError
+from berth.fsio import CHUNK_BYTES
 from berth.hub import hub_repo, list_files
 from berth.manifest import Manifest, parse_manifest, tree_problems
 from berth.model import check_file
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from berth.manifest import FileEntry
 
-_CHUNK_BYTES = 4 * 1024 * 1024
 _AT_ONCE = 4
 
 
@@ -268,6 +268,6 @@ def _object_checker(client: Any, store: s3.Store, places: ModelPlaces) -> Callab
 
 def _digest(body: Any) -> str:
     digest = hashlib.sha256()
-    for chunk in body.iter_chunks(_CHUNK_BYTES):
+    for chunk in body.iter_chunks(CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()

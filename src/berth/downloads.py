@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import botocore.exceptions
 
-from berth.engine import CHUNK_BYTES, OtherSizeError, Session, Span
+from berth.engine import OtherSizeError, Session, Span
 from berth.errors import BerthError
+from berth.fsio import CHUNK_BYTES
 from berth.s3errors import MISSING, error_code
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from berth.disk import require_space
 from berth.errors import BerthError
+from berth.fsio import CHUNK_BYTES
 from berth.hub import HubFile, HubRepo, download_files, hub_repo, list_files, resolve_commit
 from berth.manifest import (
     HUB_CACHE,
@@ -38,7 +39,6 @@ logger = logging.getLogger(__name__)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # A model may not be passed on without its terms, so patterns never leave these out.
 _DOCUMENTS = ("LICENSE", "LICENCE", "README", "NOTICE", "COPYING", "USE_POLICY")
-_CHUNK_BYTES = 4 * 1024 * 1024
 _HASH_WORKERS = 4
 _NAMED_IN_ERROR = 10
 # What the library writes beside the files: locks, metadata, the listing.
@@ -241,7 +241,7 @@ def check_file(path: Path, expected: HubFile) -> tuple[str, str | None]:
     blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as handle:
         os.fsync(handle.fileno())
-        while chunk := handle.read(_CHUNK_BYTES):
+        while chunk := handle.read(CHUNK_BYTES):
             sha256.update(chunk)
             if expected.lfs_sha256 is None:
                 blob.update(chunk)

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from berth import filelocks, staging
 from berth.disk import require_space
 from berth.errors import BerthError
-from berth.fsio import write_json
+from berth.fsio import CHUNK_BYTES, write_json
 from berth.manifest import read_manifest
 
 if TYPE_CHECKING:
     from berth.manifest import FileEntry, Manifest
 
-_CHUNK_BYTES = 8 * 1024 * 1024
 # A parallel file system gives one reader a part of its speed, and one core hashes slower than an NVMe writes.
 _AT_ONCE = 4
 
@@ -89,7 +88,7 @@ def _copy(source: Path, folder: Path, entry: FileEntry, stop: threading.Event) -
     digest, size_bytes = hashlib.sha256(), 0
     try:
         with (source / entry.path).open("rb") as reader, temporary.open("wb") as writer:
-            while (chunk := reader.read(_CHUNK_BYTES)) and not stop.is_set():
+            while (chunk := reader.read(CHUNK_BYTES)) and not stop.is_set():
                 writer.write(chunk)
                 digest.update(chunk)
                 size_bytes += len(chunk)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 from awscrt.checksums import crc32c
 
-from berth.engine import CHUNK_BYTES, Body, ChecksumName, Session, crc32c_text, md5_text
+from berth.engine import Body, ChecksumName, Session, crc32c_text, md5_text
 from berth.errors import BerthError
+from berth.fsio import CHUNK_BYTES
 from berth.s3 import SHA256, stored_sha256
 from berth.s3errors import error_code
 

@@ -23,11 +23,12 @@ import botocore.awsrequest
 import botocore.exceptions
 import botocore.utils
 
-from berth.engine import CHUNK_BYTES, Body, Span
+from berth.fsio import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from berth.engine import Body, Span
     from berth.s3 import Access
 
 _TIMEOUT_S = 60.0
