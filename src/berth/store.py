@@ -220,8 +220,7 @@ def stage_model(
             the store answered, with a remedy.
     """
     started = time.monotonic()
-    # Python's collector looked through all loaded modules again and again while the entries of 10,000 files were made.
-    gc.freeze()
+    gc.freeze()  # As in push_model.
     tuning = tuning or Tuning()
     store = s3.Store(bucket, endpoint_url, region, addressing_style, credentials, max_attempts, unsigned)
     prefix = _clean(prefix)

@@ -23,7 +23,7 @@ def default_connections() -> int:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Memory: about 2 MiB for each connection besides the program, whatever the size of files and parts.
+    """Memory: half a MiB for each connection besides the program, whatever the size of files and parts.
 
     Args:
         part_bytes: of a request; files with more than 9,000 such parts get larger ones, because S3 takes 10,000.

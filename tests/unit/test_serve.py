@@ -229,7 +229,6 @@ def test_free_port_skips_what_is_taken() -> None:
         with pytest.raises(BerthError, match="no port"):
             free_port("0.0.0.0", port, port)
         chosen = {free_port(host, port - 3, port + 3) for _ in range(50)}
-        assert chosen
         assert port not in chosen
 
 
